@@ -1,0 +1,205 @@
+"""Every error that a caller can meet, named once.
+
+An error says what was wrong and what would be right. `code` is stable: clients may switch on it. Nothing here knows HTTP;
+`service.http.problems` maps each class to a status in one table.
+
+    VisionError
+      InputError              the caller can mend it
+        ImageMissing  NotAnImage  ImageDamaged  ImageTooSmall  TooManyPixels  BodyTooLarge  MalformedBody
+        UnsupportedMedia  NotAcceptable  OptionInvalid  ModelUnknown  StyleUnknown  NoFace  SeveralFaces
+      Busy                    the caller may try again
+        QueueFull  DeadlineExceeded  NotReady
+      InferenceFailed         a model run failed
+      SetupError              the operator can mend it; met before or while starting, never in a request
+        SettingInvalid  RuntimeMissing  DeviceUnavailable  SpecInvalid  FetchFailed  DigestMismatch  ExportFailed  ParityFailed
+"""
+
+from collections.abc import Sequence
+
+
+class VisionError(Exception):
+    """Base of all errors raised on purpose. `code` is stable, the message is for people."""
+
+    code = "internal"
+    title = "Something went wrong inside the service"
+
+
+class InputError(VisionError):
+    """The request cannot be served as it is; the message says what would be right."""
+
+    code = "input_invalid"
+    title = "The request cannot be served as it is"
+
+
+class ImageMissing(InputError):
+    code = "image_missing"
+    title = "An image is missing or empty"
+
+
+class NotAnImage(InputError):
+    code = "not_an_image"
+    title = "The file is not an image that can be read"
+
+
+class ImageDamaged(InputError):
+    code = "image_damaged"
+    title = "The image is damaged or cut short"
+
+
+class ImageTooSmall(InputError):
+    code = "image_too_small"
+    title = "The image is too small to use"
+
+
+class TooManyPixels(InputError):
+    code = "too_many_pixels"
+    title = "The image has too many pixels"
+
+
+class BodyTooLarge(InputError):
+    code = "body_too_large"
+    title = "The request body is too large"
+
+
+class MalformedBody(InputError):
+    code = "body_malformed"
+    title = "The request body cannot be parsed"
+
+
+class UnsupportedMedia(InputError):
+    code = "media_type_unsupported"
+    title = "The request's content type is not supported"
+
+
+class NotAcceptable(InputError):
+    code = "not_acceptable"
+    title = "None of the accepted answer types can be given"
+
+
+class OptionInvalid(InputError):
+    """An option is unknown, of the wrong type or out of range.
+
+    `option` is its name as the caller writes it; the message names the accepted range or values.
+    """
+
+    code = "option_invalid"
+    title = "An option is not valid"
+
+    def __init__(self, option: str, message: str) -> None:
+        super().__init__(message)
+        self.option = option
+
+
+class ModelUnknown(InputError):
+    """`known` are the names that would work for the task asked."""
+
+    code = "model_unknown"
+    title = "There is no such model"
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        super().__init__(f"there is no model {name!r} for this; use one of: {', '.join(known) or '(none loaded)'}")
+        self.name = name
+        self.known = tuple(known)
+
+
+class StyleUnknown(InputError):
+    code = "style_unknown"
+    title = "There is no such style"
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        super().__init__(f"there is no style {name!r}; use one of: {', '.join(known)}")
+        self.name = name
+        self.known = tuple(known)
+
+
+class NoFace(InputError):
+    """`photo` names the image without a face, as the caller named it ("image1", "image2")."""
+
+    code = "no_face"
+    title = "No face was found"
+
+    def __init__(self, photo: str, message: str) -> None:
+        super().__init__(message)
+        self.photo = photo
+
+
+class SeveralFaces(InputError):
+    """`face=only` was asked for and `photo` shows `count` faces."""
+
+    code = "several_faces"
+    title = "More than one face was found"
+
+    def __init__(self, photo: str, count: int) -> None:
+        super().__init__(f"{photo} shows {count} faces but face=only was asked for; use face=prominent or face=largest")
+        self.photo = photo
+        self.count = count
+
+
+class Busy(VisionError):
+    """Nothing is wrong with the request; try again after `retry_after` seconds."""
+
+    code = "busy"
+    title = "The service is busy"
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class QueueFull(Busy):
+    code = "queue_full"
+    title = "Too many requests are waiting"
+
+
+class DeadlineExceeded(Busy):
+    code = "deadline_exceeded"
+    title = "The request took too long"
+
+
+class NotReady(Busy):
+    code = "not_ready"
+    title = "The service is not ready"
+
+
+class InferenceFailed(VisionError):
+    code = "inference_failed"
+    title = "A model could not be run on this image"
+
+
+class SetupError(VisionError):
+    """Met by the operator before or while starting; the message says what to type next."""
+
+    code = "setup"
+    title = "The service is not set up"
+
+
+class SettingInvalid(SetupError):
+    code = "setting_invalid"
+
+
+class RuntimeMissing(SetupError):
+    code = "runtime_missing"
+
+
+class DeviceUnavailable(SetupError):
+    code = "device_unavailable"
+
+
+class SpecInvalid(SetupError):
+    code = "spec_invalid"
+
+
+class FetchFailed(SetupError):
+    code = "fetch_failed"
+
+
+class DigestMismatch(FetchFailed):
+    code = "digest_mismatch"
+
+
+class ExportFailed(SetupError):
+    code = "export_failed"
+
+
+class ParityFailed(ExportFailed):
+    code = "parity_failed"

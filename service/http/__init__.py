@@ -1,0 +1,1 @@
+"""The face to the network: knows HTTP, knows nothing of tensors."""

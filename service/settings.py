@@ -1,0 +1,69 @@
+"""Everything an operator can set: one name, one default, one sentence each. Read once, when asked; never at import."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from service.errors import SettingInvalid
+
+PREFIX = "VISION_"
+
+
+def _split_names(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _split_paths(value: object) -> object:
+    return tuple(Path(part).expanduser() for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_split_names)]
+Paths = Annotated[tuple[Path, ...], BeforeValidator(_split_paths)]
+
+
+class Settings(BaseModel):
+    """The service's settings. Each field `name` is set by the environment variable `VISION_NAME`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models run; cuda refuses to start without a GPU")
+    models: Names = Field((), description="names of the models to load, separated by commas; empty: every model found")
+    model_repository: Paths = Field((), description=f"further model folders, searched first, separated by '{os.pathsep}'")
+    data_dir: Path | None = Field(None, description="where an installed wheel builds models; empty: the user's data folder")
+    offline: bool = Field(False, description="never download; a missing model is an error at once")
+    threads: int = Field(0, ge=0, le=256, description="threads inside one model run; 0: one for small models, all cores for styles")
+    parallel: int = Field(0, ge=0, le=256, description="runs of one model at the same time; 0: as many as fill the cores")
+    queue_length: int = Field(64, ge=1, le=100_000, description="requests that may wait for one model before 503")
+    request_timeout: float = Field(60.0, gt=0, le=3600, description="seconds until a request is given up with 504")
+    max_body_bytes: int = Field(32 * 2**20, ge=1024, description="largest request body in bytes, before 413")
+    max_pixels: int = Field(64_000_000, ge=1024, description="most pixels of one picture, checked before decoding, before 413")
+    max_image_side: int = Field(16_384, ge=16, description="longest side of a picture in pixels, before 413")
+    min_image_side: int = Field(8, ge=1, description="shortest side of a picture in pixels, before 422")
+    max_faces: int = Field(256, ge=1, description="most faces answered per photo, the most confident first")
+    max_style_side: int = Field(2048, ge=64, description="longest side of a painted picture; larger photos are scaled down to it")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
+        """Settings from `VISION_*` variables (default: the process environment). Empty values count as unset.
+
+        Raises SettingInvalid naming the variable: unknown names are refused too, with the names that exist.
+        """
+        environ = os.environ if environ is None else environ
+        given = {key[len(PREFIX) :].lower(): value for key, value in environ.items() if key.startswith(PREFIX) and value}
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            raise SettingInvalid(_explain(error)) from None
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    name = PREFIX + ".".join(str(part) for part in first["loc"]).upper()
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(PREFIX + field.upper() for field in Settings.model_fields)
+        return f"{name} is not a setting; the settings are: {known}"
+    return f"{name}={first['input']!r}: {first['msg']}"
