@@ -2,10 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from service.errors import InferenceFailed
+from service.runtime.providers import CPU, Choice, import_onnxruntime
 
 Tensors = Mapping[str, NDArray[np.generic]]
 
@@ -32,8 +36,39 @@ class Session(Protocol):
     def provider(self) -> str: ...
 
     def run(self, feeds: Tensors) -> dict[str, NDArray[np.generic]]:
-        """All outputs by name."""
+        """All outputs by name. Raises InferenceFailed."""
         ...
+
+
+class OrtSession:
+    """One graph in onnxruntime, on the chosen provider, with all graph optimisations.
+
+    threads: inside one run. keep_memory: keep the arena between runs; off for graphs that meet huge pictures of any size.
+    """
+
+    def __init__(self, path: Path, choice: Choice, *, threads: int = 1, keep_memory: bool = True) -> None:
+        ort = import_onnxruntime()
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.enable_cpu_mem_arena = keep_memory
+        options.enable_mem_pattern = keep_memory
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads must not burn a core
+        providers = [choice.provider] if choice.provider == CPU else [choice.provider, CPU]
+        self._session = ort.InferenceSession(path, options, providers=providers)
+        self.provider: str = self._session.get_providers()[0]
+        self.inputs = tuple(TensorInfo(i.name, tuple(i.shape), i.type) for i in self._session.get_inputs())
+        self.outputs = tuple(TensorInfo(o.name, tuple(o.shape), o.type) for o in self._session.get_outputs())
+        self._names = [output.name for output in self.outputs]
+
+    def run(self, feeds: Tensors) -> dict[str, NDArray[np.generic]]:
+        try:
+            results = self._session.run(self._names, dict(feeds))
+        except Exception as error:  # noqa: BLE001 - onnxruntime's errors share no base class
+            raise InferenceFailed(str(error).strip().splitlines()[0]) from error
+        return dict(zip(self._names, results, strict=True))
 
 
 @dataclass(frozen=True)
@@ -47,3 +82,8 @@ class FakeSession:
 
     def run(self, feeds: Tensors) -> dict[str, NDArray[np.generic]]:
         return self.answer(feeds)
+
+
+def run_once(path: Path, feeds: Tensors) -> dict[str, NDArray[np.generic]]:
+    """Load the graph at `path` on the CPU, run it once and forget it: what guards an export."""
+    return OrtSession(path, Choice(CPU), keep_memory=False).run(feeds)

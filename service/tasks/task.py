@@ -17,10 +17,11 @@ Stage = Literal["decode", "preprocess", "queue", "inference", "postprocess"]
 
 
 class Timing:
-    """Milliseconds per stage of one request. A stage entered twice adds up."""
+    """Milliseconds per stage of one request; a stage entered twice adds up. `timeout` in seconds sets its `deadline`."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeout: float | None = None) -> None:
         self.started = time.perf_counter()
+        self.deadline = None if timeout is None else self.started + timeout
         self.stages: dict[Stage, float] = dict.fromkeys(("decode", "preprocess", "queue", "inference", "postprocess"), 0.0)
 
     def add(self, stage: Stage, milliseconds: float) -> None:

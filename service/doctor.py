@@ -1,0 +1,134 @@
+"""What is here, what really runs and what is missing, in plain words, with what to type next."""
+
+import ctypes
+import platform
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel
+
+from service.errors import SetupError
+from service.repository.store import find_built, scan, verify_built
+from service.runtime.machine import usable_cores
+from service.runtime.providers import CPU, CUDA, choose, import_onnxruntime, installed_wheels, probe
+from service.settings import Settings
+
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+CUDA_LIBRARIES = {  # what onnxruntime-gpu is linked against, by the name that the loader looks for
+    "NVIDIA driver": "libcuda.so.1",
+    "CUDA runtime": "libcudart.so.13",
+    "cuBLAS": "libcublas.so.13",
+    "cuBLAS Lt": "libcublasLt.so.13",
+    "cuFFT": "libcufft.so.12",
+    "cuRAND": "libcurand.so.10",
+    "cuDNN": "libcudnn.so.9",
+}
+
+
+class Finding(BaseModel):
+    """One line of the report. `bad` findings keep the service from starting; `next` is what to type about it."""
+
+    topic: str
+    state: Literal["good", "note", "bad"]
+    text: str
+    next: str | None = None
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Everything worth knowing about this installation, one finding at a time; never raises."""
+    yield _python()
+    yield Finding(topic="machine", state="good", text=f"{platform.platform()}, {usable_cores()} cores to use")
+    yield from _runtime(settings)
+    yield _heic()
+    yield from _models(settings)
+
+
+def _python() -> Finding:
+    return Finding(topic="python", state="good", text=f"{platform.python_version()} at {sys.executable}")
+
+
+def _runtime(settings: Settings) -> Iterator[Finding]:
+    wheels = installed_wheels()
+    named = ", ".join(f"{name} {version}" for name, version in wheels.items())
+    try:
+        ort = import_onnxruntime()
+    except SetupError as error:
+        first, _, rest = str(error).partition("\n")
+        yield Finding(topic="onnxruntime", state="bad", text=first, next=rest.strip() or None)
+        return
+    if len(wheels) > 1:
+        advice = f"pip uninstall -y {' '.join(wheels)}, then install the extra `cpu` or `cuda` again"
+        yield Finding(topic="onnxruntime", state="bad", text=f"{named}: two wheels share one import name", next=advice)
+    else:
+        yield Finding(topic="onnxruntime", state="good", text=named or f"{ort.__version__}, not from one of the known wheels")
+    available = ort.get_available_providers()
+    for provider in available:
+        yield _provider(provider)
+    if NVIDIA_DRIVER.exists() or CUDA in available:
+        yield from _cuda_libraries(ort)
+    if NVIDIA_DRIVER.exists() and CUDA not in available:
+        advice = "make serve DEVICE=cuda, or pip install 'vision-service[cuda]' in a fresh environment"
+        yield Finding(topic="cuda", state="note", text="there is an NVIDIA driver, but this onnxruntime cannot use it", next=advice)
+    yield _device(settings)
+
+
+def _provider(provider: str) -> Finding:
+    if provider not in (CPU, CUDA):
+        return Finding(topic="provider", state="note", text=f"{provider} is built in; this service does not use it")
+    failure = probe(provider)
+    if failure is None:
+        return Finding(topic="provider", state="good", text=f"{provider} runs: a small graph gave the right answer")
+    return Finding(topic="provider", state="bad" if provider == CPU else "note", text=f"{provider} does not run: {failure}")
+
+
+def _cuda_libraries(ort: object) -> Iterator[Finding]:
+    if hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()
+    for title, library in CUDA_LIBRARIES.items():
+        try:
+            ctypes.CDLL(library)
+        except OSError:
+            where = "install the NVIDIA driver" if library == "libcuda.so.1" else "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+            yield Finding(topic="cuda", state="note", text=f"{title}: {library} is missing", next=where)
+        else:
+            yield Finding(topic="cuda", state="good", text=f"{title}: {library} found")
+
+
+def _device(settings: Settings) -> Finding:
+    try:
+        choice = choose(settings.device)
+    except SetupError as error:
+        return Finding(topic="device", state="bad", text=str(error))
+    text = f"VISION_DEVICE={settings.device} gives {choice.provider}"
+    return Finding(topic="device", state="good", text=text if choice.note is None else f"{text}; {choice.note}")
+
+
+def _heic() -> Finding:
+    try:
+        import pillow_heif
+    except ModuleNotFoundError:
+        advice = "pip install 'vision-service[heic]'"
+        return Finding(topic="formats", state="note", text="HEIC photos (iPhone) cannot be read", next=advice)
+    return Finding(topic="formats", state="good", text=f"HEIC photos can be read (pillow-heif {pillow_heif.__version__})")
+
+
+def _models(settings: Settings) -> Iterator[Finding]:
+    try:
+        specs = scan(settings)
+    except SetupError as error:
+        yield Finding(topic="models", state="bad", text=str(error))
+        return
+    for name, spec in specs.items():
+        pull = f"vision-service models pull {name}"
+        built = find_built(spec, settings)
+        if built is None:
+            yield Finding(topic="models", state="note", text=f"{name} is not built yet", next=pull)
+            continue
+        try:
+            verify_built(spec, settings)
+        except SetupError as error:
+            yield Finding(topic="models", state="bad", text=f"{name} is damaged: {error}", next=pull)
+        else:
+            yield Finding(topic="models", state="good", text=f"{name} is in place and intact at {built.folder}")

@@ -1,0 +1,245 @@
+"""The composition root: settings in, models loaded, one method a task. No HTTP anywhere below here.
+
+with Engine() as engine:
+    answer = engine.detect("street.jpg", confidence=0.4)
+"""
+
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
+
+from service.errors import ModelUnknown, OptionInvalid, SettingInvalid
+from service.imaging.codec import encode
+from service.loaded import LoadedModel, load
+from service.photo import ImageLike, Photo, open_photo
+from service.repository.progress import Progress, Silent
+from service.repository.spec import Accuracy, InputContract, Licence, ModelSpec, Task
+from service.repository.store import ensure, scan
+from service.runtime.providers import Choice, choose
+from service.runtime.session import run_once
+from service.settings import Settings
+from service.tasks.classify import ClassifyAnswer, ClassifyOptions, classify
+from service.tasks.detect import DetectAnswer, DetectOptions, detect
+from service.tasks.faces import DetectFacesAnswer, DetectFacesOptions, VerifyFaceAnswer, VerifyFaceOptions, detect_faces, verify
+from service.tasks.stylize import StyleInfo, StylizeOptions, list_styles, stylize
+from service.tasks.task import ImageInfo, ModelInfo, Pixels, Strict, TimingMs
+
+Options = TypeVar("Options", bound=Strict)
+
+
+class ModelCard(BaseModel):
+    """One loaded model, as GET /models and `vision-service models list` show it."""
+
+    name: str
+    version: str
+    task: Task
+    family: str
+    summary: str
+    default: bool
+    licence: Licence
+    sources: list[str] = Field(description="package and version, or URL, of each weight file")
+    digest: str = Field(description="SHA-256 of the weights, of the first file where there are several")
+    input: InputContract
+    provider: str = Field(description="the execution provider that really runs it")
+    provider_note: str | None = Field(description="why it is not the provider asked for or a faster one, if so")
+    classes: int = Field(description="how many labels it has; 0 where labels make no sense")
+    accuracy: list[Accuracy]
+    ready: bool
+
+
+@dataclass(frozen=True)
+class StylizeAnswer:
+    """A painted picture with what the JSON answers of other tasks carry."""
+
+    pixels: Pixels
+    model: ModelInfo
+    image: ImageInfo
+    timing_ms: TimingMs
+    options: StylizeOptions
+
+    def encode(self) -> bytes:
+        """The picture as a file, in the format and quality of its options."""
+        return encode(self.pixels, self.options.format, self.options.quality)
+
+
+class Engine:
+    """All tasks on all models of the settings. Safe to use from several threads.
+
+    Models are fetched, built and loaded by start(), which `with` calls, or each at its first use. `models` (by name) skips all
+    that, for tests. `progress` hears of downloads.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        models: Mapping[str, LoadedModel] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.settings = settings or Settings.from_env()
+        self._progress = progress or Silent()
+        self._models: dict[str, LoadedModel] = dict(models or {})
+        self._specs = {name: model.spec for name, model in self._models.items()} if models is not None else scan(self.settings)
+        self._choice: Choice | None = None
+        self._loading = threading.RLock()
+        self._thumbnails: dict[str, bytes] = {}
+
+    def start(self) -> None:
+        """Fetch, build and load every model and let each answer a warm-up run. Raises SetupError saying what to do."""
+        if not self._specs:
+            raise SettingInvalid("no models were found; check VISION_MODELS and VISION_MODEL_REPOSITORY")
+        for name in self._specs:
+            self.load(name)
+
+    def close(self) -> None:
+        """Stop taking work, finish what runs, free the models."""
+        with self._loading:
+            models, self._models = self._models, {}
+        for model in models.values():
+            model.close()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def ready(self) -> bool:
+        """Has every model answered its warm-up run?"""
+        return not self.pending
+
+    @property
+    def pending(self) -> list[str]:
+        """Names of models that have not answered a warm-up run."""
+        return [name for name in self._specs if name not in self._models or not self._models[name].warm]
+
+    def decode(self, image: ImageLike) -> Photo:
+        """Pixels of `image`, which the other methods take too; see service.photo."""
+        return open_photo(image, self.settings)
+
+    def classify(self, image: ImageLike, options: ClassifyOptions | None = None, **given: Any) -> ClassifyAnswer:
+        """What is on the photo: the most probable classes, best first."""
+        options = _options(ClassifyOptions, options, given)
+        model = self._model(("classify",), options.model)
+        photo = self.decode(image)
+        predictions = classify(photo.pixels, options, model, photo.timing)
+        return ClassifyAnswer(model=model.info, image=photo.info, timing_ms=photo.timing.report(), predictions=predictions)
+
+    def detect(self, image: ImageLike, options: DetectOptions | None = None, **given: Any) -> DetectAnswer:
+        """Which objects are on the photo, and where."""
+        options = _options(DetectOptions, options, given)
+        model = self._model(("detect",), options.model)
+        photo = self.decode(image)
+        predictions = detect(photo.pixels, options, model, photo.timing)
+        return DetectAnswer(model=model.info, image=photo.info, timing_ms=photo.timing.report(), predictions=predictions)
+
+    def detect_faces(self, image: ImageLike, options: DetectFacesOptions | None = None, **given: Any) -> DetectFacesAnswer:
+        """Where the faces are, with five landmarks each."""
+        options = _options(DetectFacesOptions, options, given)
+        model = self._model(("detect-faces",), options.model)
+        photo = self.decode(image)
+        faces = detect_faces(photo.pixels, options, model, photo.timing, self.settings.max_faces)
+        return DetectFacesAnswer(model=model.info, image=photo.info, timing_ms=photo.timing.report(), faces=faces)
+
+    def verify_face(
+        self, image1: ImageLike, image2: ImageLike, options: VerifyFaceOptions | None = None, **given: Any
+    ) -> VerifyFaceAnswer:
+        """Do two photos show the same person?"""
+        options = _options(VerifyFaceOptions, options, given)
+        embedder = self._model(("embed-face",), options.model)
+        detector = self._model(("detect-faces",), None)
+        first, second = self.decode(image1), self.decode(image2)
+        timing = first.timing
+        timing.add("decode", second.timing.stages["decode"])
+        result = verify(first.pixels, second.pixels, options, detector, embedder, timing)
+        return VerifyFaceAnswer(model=embedder.info, detector=detector.info, timing_ms=timing.report(), **result)
+
+    def stylize(
+        self,
+        image: ImageLike,
+        options: StylizeOptions | None = None,
+        *,
+        style_image: ImageLike | None = None,
+        **given: Any,
+    ) -> StylizeAnswer:
+        """The photo painted in a built-in style, a blend of them, or the style of any picture."""
+        options = _options(StylizeOptions, options, given)
+        model = self._stylizer(options, style_image is not None)
+        photo = self.decode(image)
+        style = None if style_image is None else self.decode(style_image)
+        if style is not None:
+            photo.timing.add("decode", style.timing.stages["decode"])
+        side = self.settings.max_style_side
+        painted = stylize(photo.pixels, options, None if style is None else style.pixels, model, photo.timing, side)
+        info = ImageInfo(width=painted.shape[1], height=painted.shape[0])
+        return StylizeAnswer(painted, model.info, info, photo.timing.report(), options)
+
+    def styles(self) -> list[StyleInfo]:
+        """The built-in styles of every model that has some."""
+        return [style for spec in self._specs.values() if spec.styles for style in list_styles(spec)]
+
+    def describe(self) -> list[ModelCard]:
+        """A card for every model that is loaded."""
+        return [_card(model) for model in self._models.values()]
+
+    def _model(self, tasks: Iterable[Task], name: str | None) -> LoadedModel:
+        fitting = [spec for spec in self._specs.values() if spec.task in tasks]
+        return self.load(_pick(fitting, name).name)
+
+    def load(self, name: str) -> LoadedModel:
+        """The model called `name`, fetched, built, loaded and warmed up if it is not yet. Raises SetupError."""
+        model = self._models.get(name)
+        if model is not None and model.warm:
+            return model
+        with self._loading:
+            model = self._models.get(name)
+            if model is None:
+                self._choice = self._choice or choose(self.settings.device)
+                built = ensure(self._specs[name], self.settings, run_once, self._progress)
+                model = load(built, self._choice, self.settings)
+            if not model.warm:
+                model.warm_up()
+            self._models[name] = model
+            return model
+
+
+def _pick(specs: list[ModelSpec], name: str | None) -> ModelSpec:
+    if name is None and specs:
+        return next((spec for spec in specs if spec.default), specs[0])
+    for spec in specs:
+        if spec.name == name:
+            return spec
+    raise ModelUnknown(name or "(default)", [spec.name for spec in specs])
+
+
+def _card(model: LoadedModel) -> ModelCard:
+    spec, info = model.spec, model.info
+    return ModelCard(
+        **spec.model_dump(include={"name", "version", "task", "family", "summary", "default"}),
+        licence=spec.licence,
+        sources=list(dict.fromkeys(source.label for file in spec.files for source in file.sources)),
+        digest=info.digest,
+        input=spec.input,
+        provider=info.provider,
+        provider_note=model.note,
+        classes=len(model.labels),
+        accuracy=list(spec.accuracy),
+        ready=model.warm,
+    )
+
+
+def _options(kind: type[Options], options: Options | None, given: dict[str, Any]) -> Options:
+    if options is not None and not given:
+        return options
+    base = {} if options is None else options.model_dump(exclude_unset=True)
+    try:
+        return kind(**{**base, **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise OptionInvalid(".".join(str(part) for part in first["loc"]) or "options", first["msg"]) from None

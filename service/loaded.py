@@ -1,0 +1,91 @@
+"""A model ready to answer: its manifest, its sessions on the chosen provider, and the lane that its runs queue in."""
+
+import time
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from service.errors import DeadlineExceeded, InferenceFailed
+from service.repository.parity import stored_feeds
+from service.repository.spec import ModelSpec
+from service.repository.store import BuiltModel
+from service.runtime.machine import usable_cores
+from service.runtime.providers import Choice
+from service.runtime.scheduler import Lane
+from service.runtime.session import OrtSession, Session
+from service.settings import Settings
+from service.tasks.task import ModelInfo, Tensors, Timing
+
+
+@dataclass
+class LoadedModel:
+    """Implements `service.tasks.task.Model`."""
+
+    spec: ModelSpec
+    sessions: dict[str, Session]
+    digest: str
+    lane: Lane
+    note: str | None = None
+    warm: bool = False
+    labels: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.labels = self.spec.read_labels()
+
+    @property
+    def info(self) -> ModelInfo:
+        provider = self.sessions["model"].provider
+        return ModelInfo(name=self.spec.name, version=self.spec.version, digest=self.digest, provider=provider)
+
+    def run(self, feeds: Tensors, timing: Timing, graph: str = "model") -> Tensors:
+        """Run one graph through the lane; see the protocol."""
+        future = self.lane.submit(graph, feeds, timing.deadline)
+        left = None if timing.deadline is None else max(0.0, timing.deadline - time.perf_counter())
+        try:
+            done = future.result(left)
+        except FutureTimeout:
+            future.cancel()
+            raise DeadlineExceeded(f"{self.spec.name} did not answer within the request's time") from None
+        timing.add("queue", done.queue_ms)
+        timing.add("inference", done.inference_ms)
+        return done.outputs
+
+    def warm_up(self) -> None:
+        """Run every graph once on the stored parity input. Raises InferenceFailed when an answer is not finite."""
+        for graph in self.sessions:
+            outputs = self.sessions[graph].run(stored_feeds(self.spec, graph))
+            for name, tensor in outputs.items():
+                if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+                    raise InferenceFailed(f"{self.spec.name}: warm-up gave a {name!r} that is not finite")
+        self.warm = True
+
+    def close(self) -> None:
+        self.lane.close()
+
+
+def load(built: BuiltModel, choice: Choice, settings: Settings) -> LoadedModel:
+    """Open a built model's graphs on `choice` and give it a lane sized for this machine.
+
+    Small models run on one thread each, as many at a time as there are cores; styles take all cores for one picture.
+    """
+    spec, cores = built.spec, usable_cores()
+    painter = spec.task == "stylize"
+    threads = settings.threads or (cores if painter else 1)
+    workers = settings.parallel or (1 if painter else cores)
+    sessions: dict[str, Session] = {
+        graph: OrtSession(path, choice, threads=threads, keep_memory=not painter) for graph, path in built.graphs.items()
+    }
+
+    def run(graph: str, feeds: Tensors) -> Tensors:
+        return sessions[graph].run(feeds)
+
+    on_gpu = choice.provider != "CPUExecutionProvider"
+    lane = Lane(
+        spec.name,
+        run,
+        workers=1 if on_gpu else workers,
+        queue_length=settings.queue_length,
+        max_batch=spec.batching.max_batch if on_gpu else 1,  # on a CPU batching gains nothing
+    )
+    return LoadedModel(spec, sessions, built.digest, lane, choice.note)

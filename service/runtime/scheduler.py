@@ -1,0 +1,161 @@
+"""One lane per model: a bounded queue, a few worker threads, and batches of whatever same-shaped work is waiting.
+
+The data's way: submit() puts a Job into the queue or refuses it with QueueFull; a worker takes the oldest job that is still
+wanted, adds waiting jobs of the same graph and shape up to `max_batch`, runs them as one batch, checks that as many results
+came back as inputs went in, and answers each job's future. A batch that fails is run again item by item, so that one bad
+input cannot fail its neighbours. Nothing waits for a batch to fill: on a CPU a batching window only costs time.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from service.errors import DeadlineExceeded, InferenceFailed, NotReady, QueueFull, VisionError
+from service.runtime.session import Tensors
+
+Run = Callable[[str, Tensors], Tensors]
+
+
+@dataclass(frozen=True)
+class Done:
+    """Outputs of one job by name, and the milliseconds it waited and ran (the whole batch's run)."""
+
+    outputs: Tensors
+    queue_ms: float
+    inference_ms: float
+
+
+@dataclass(eq=False)
+class Job:
+    graph: str
+    feeds: Tensors
+    deadline: float | None
+    future: "Future[Done]" = field(default_factory=Future)
+    submitted: float = field(default_factory=time.perf_counter)
+
+    @property
+    def size(self) -> int:
+        return int(next(iter(self.feeds.values())).shape[0])
+
+    def fits(self, other: "Job") -> bool:
+        """May both run as one batch: the same graph, and tensors that differ in the leading dimension only."""
+        return self.graph == other.graph and all(
+            name in other.feeds and tensor.shape[1:] == other.feeds[name].shape[1:] and tensor.dtype == other.feeds[name].dtype
+            for name, tensor in self.feeds.items()
+        )
+
+
+class Lane:
+    """Runs one model's jobs on `workers` threads. `run(graph, feeds)` must be safe to call from all of them."""
+
+    def __init__(self, name: str, run: Run, *, workers: int, queue_length: int, max_batch: int = 1) -> None:
+        self.name = name
+        self._run = run
+        self._queue_length = queue_length
+        self._max_batch = max_batch
+        self._jobs: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._seconds_per_job = 0.0
+        self._workers = [threading.Thread(target=self._work, name=f"{name}-{n}", daemon=True) for n in range(workers)]
+        for worker in self._workers:
+            worker.start()
+
+    def submit(self, graph: str, feeds: Tensors, deadline: float | None = None) -> "Future[Done]":
+        """Queue one job; `deadline` is a time.perf_counter() moment after which it is dropped instead of run.
+
+        Each tensor of `feeds` has the same leading batch dimension. Raises QueueFull at once when the queue is full, NotReady
+        after close().
+        """
+        job = Job(graph, feeds, deadline)
+        with self._changed:
+            if self._closed:
+                raise NotReady("the service is shutting down")
+            if len(self._jobs) >= self._queue_length:
+                wait = max(1.0, self._seconds_per_job * len(self._jobs) / len(self._workers))
+                raise QueueFull(f"{self._queue_length} requests are waiting for {self.name} already", retry_after=wait)
+            self._jobs.append(job)
+            self._changed.notify()
+        return job.future
+
+    def close(self) -> None:
+        """Stop taking jobs, answer those that wait with NotReady, and wait for those that run."""
+        with self._changed:
+            self._closed = True
+            waiting = list(self._jobs)
+            self._jobs.clear()
+            self._changed.notify_all()
+        for job in waiting:
+            if job.future.set_running_or_notify_cancel():
+                job.future.set_exception(NotReady("the service is shutting down"))
+        for worker in self._workers:
+            worker.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._jobs and not self._closed:
+                    self._changed.wait()
+                if not self._jobs:
+                    return
+                batch = self._take()
+            batch = [job for job in batch if _still_wanted(job)]
+            if batch:
+                self._answer(batch)
+
+    def _take(self) -> list[Job]:
+        first = self._jobs.popleft()
+        batch, total = [first], first.size
+        if self._max_batch > 1:
+            for job in [job for job in self._jobs if first.fits(job)]:
+                if total + job.size <= self._max_batch:
+                    self._jobs.remove(job)
+                    batch.append(job)
+                    total += job.size
+        return batch
+
+    def _answer(self, batch: list[Job]) -> None:
+        start = time.perf_counter()
+        try:
+            results = self._run_batch(batch)
+        except Exception as error:  # noqa: BLE001 - whatever went wrong belongs to the callers, not to this thread
+            if len(batch) > 1:
+                for job in batch:
+                    self._answer([job])
+                return
+            batch[0].future.set_exception(_as_ours(error))
+            return
+        elapsed = time.perf_counter() - start
+        self._seconds_per_job = 0.9 * self._seconds_per_job + 0.1 * elapsed / len(batch)
+        for job, outputs in zip(batch, results, strict=True):
+            job.future.set_result(Done(outputs, (start - job.submitted) * 1e3, elapsed * 1e3))
+
+    def _run_batch(self, batch: list[Job]) -> list[Tensors]:
+        first = batch[0]
+        if len(batch) == 1:
+            return [self._run(first.graph, first.feeds)]
+        sizes = [job.size for job in batch]
+        outputs = self._run(first.graph, {name: np.concatenate([job.feeds[name] for job in batch]) for name in first.feeds})
+        for name, tensor in outputs.items():
+            if tensor.shape[0] != sum(sizes):
+                raise InferenceFailed(f"{self.name}: {sum(sizes)} inputs went in, {tensor.shape[0]} of {name!r} came back")
+        ends = np.cumsum(sizes)
+        return [{name: t[end - size : end] for name, t in outputs.items()} for size, end in zip(sizes, ends, strict=True)]
+
+
+def _still_wanted(job: Job) -> bool:
+    if not job.future.set_running_or_notify_cancel():
+        return False
+    if job.deadline is not None and time.perf_counter() > job.deadline:
+        job.future.set_exception(DeadlineExceeded("the request's time was up before its turn came"))
+        return False
+    return True
+
+
+def _as_ours(error: Exception) -> VisionError:
+    return error if isinstance(error, VisionError) else InferenceFailed(f"{type(error).__name__}: {error}")
