@@ -1,0 +1,139 @@
+"""What one request over HTTP costs on top of decoding and the model itself, both measured in turn in one run.
+
+    python benchmarks/latency.py [--rounds 200] [--json OUT]
+
+Starts a server on a free port of this machine with default settings. Each round times, one after the other and in changing
+order: (a) decode + one run of the model's graph on a prepared input, in this process, with the same number of threads; (b) a
+multipart POST of the same photo over a kept-alive connection, from the first byte sent to the last byte read. One caller, so
+nothing ever queues. Prints medians and b/a.
+"""
+
+import argparse
+import http.client
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import sklearn.datasets
+
+from service.engine import Engine
+from service.imaging.codec import decode
+from service.settings import Settings
+from service.tasks.task import Tensors, Timing
+
+PHOTO = Path(sklearn.datasets.__file__).parent / "images" / "china.jpg"  # 640 x 427, 197 kB
+BOUNDARY = "benchmark"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--photo", type=Path, default=PHOTO)
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    arguments = parser.parse_args()
+    photo = arguments.photo.read_bytes()
+    port = _free_port()
+    command = [sys.executable, "-c", "from service.cli import main; raise SystemExit(main())", "serve", "--port", str(port)]
+    server = subprocess.Popen(command, env={**os.environ}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _wait_until_ready(port, server)
+        with Engine(Settings.from_env()) as engine:
+            figures = {task: compare(engine, task, photo, port, arguments.rounds) for task in ("classify", "detect")}
+    finally:
+        server.terminate()
+        server.wait(30)
+    print(f"{arguments.photo.name}, {len(photo)} bytes, {arguments.rounds} rounds, medians in ms")
+    for task, values in figures.items():
+        print(f"/{task:<10}" + "  ".join(f"{name} {value:.2f}" for name, value in values.items()))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def compare(engine: Engine, task: str, photo: bytes, port: int, rounds: int) -> dict[str, float]:
+    """Medians of both ways, and their ratio."""
+    session = engine.load({"classify": "efficientnet-lite0", "detect": "yolov3-tiny"}[task]).sessions["model"]
+    feeds = _prepared(engine, task, photo)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+
+    def alone() -> None:
+        decode(photo)
+        session.run(feeds)
+
+    def over_http() -> None:
+        connection.request("POST", f"/{task}", _multipart(photo), {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"})
+        response = connection.getresponse()
+        body = response.read()
+        if response.status != 200:
+            raise RuntimeError(f"/{task} answered {response.status}: {body[:200]!r}")
+
+    times: dict[str, list[float]] = {"alone": [], "http": []}
+    ways: list[tuple[str, Callable[[], None]]] = [("alone", alone), ("http", over_http)]
+    for number in range(rounds + 10):
+        for name, way in ways if number % 2 else reversed(ways):
+            start = time.perf_counter()
+            way()
+            if number >= 10:  # the first rounds warm caches
+                times[name].append((time.perf_counter() - start) * 1e3)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return {"decode + model": medians["alone"], "over HTTP": medians["http"], "ratio": medians["http"] / medians["alone"]}
+
+
+def _prepared(engine: Engine, task: str, photo: bytes) -> Tensors:
+    """The tensors that the task feeds its model for `photo`, caught on their way."""
+    caught: list[Tensors] = []
+    model = engine.load({"classify": "efficientnet-lite0", "detect": "yolov3-tiny"}[task])
+
+    class Catcher:
+        spec, labels = model.spec, model.labels
+
+        def run(self, feeds: Tensors, timing: Timing, graph: str = "model") -> Tensors:
+            caught.append(feeds)
+            return model.run(feeds, timing, graph)
+
+    from service.tasks.classify import ClassifyOptions, classify
+    from service.tasks.detect import DetectOptions, detect
+
+    pixels = decode(photo)
+    if task == "classify":
+        classify(pixels, ClassifyOptions(), Catcher(), Timing())
+    else:
+        detect(pixels, DetectOptions(), Catcher(), Timing())
+    return caught[0]
+
+
+def _multipart(photo: bytes) -> bytes:
+    head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="photo.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
+    return head.encode() + photo + f"\r\n--{BOUNDARY}--\r\n".encode()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _wait_until_ready(port: int, server: subprocess.Popen[bytes]) -> None:
+    for _ in range(600):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=2) as response:
+                if response.status == 200:
+                    return
+        except (urllib.error.URLError, ConnectionError):
+            pass
+        if server.poll() is not None:
+            raise SystemExit(f"the server ended with status {server.returncode}; run it by hand to see why: vision-service serve")
+        time.sleep(0.2)
+    raise SystemExit("the server was not ready within two minutes")
+
+
+if __name__ == "__main__":
+    main()

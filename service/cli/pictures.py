@@ -1,0 +1,187 @@
+"""The tasks on files and whole folders: classify, detect, detect-faces, stylize, and verify-face on two photos."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from rich.console import Console
+from rich.progress import track
+
+from service.annotate import draw_detections, draw_faces
+from service.cli.files import SUFFIXES, find_photos, in_order, target, write_whole
+from service.cli.verbs import Verbs, add_options, read_options
+from service.engine import Engine
+from service.errors import InputError, OptionInvalid
+from service.imaging.codec import Format, encode
+from service.repository.progress import terminal_progress
+from service.runtime.machine import usable_cores
+from service.tasks.classify import ClassifyOptions
+from service.tasks.detect import DetectOptions
+from service.tasks.faces import DetectFacesOptions, VerifiedPhoto, VerifyFaceAnswer, VerifyFaceOptions
+from service.tasks.stylize import StylizeOptions
+from service.tasks.task import Box, Strict
+
+FORMATS: dict[str, Format] = {".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one photo gave: the answer as JSON, the same for people, and the picture to write where one was asked for."""
+
+    answer: dict[str, Any]
+    lines: list[str]
+    picture: bytes | None = None
+    suffix: str = ".png"
+
+
+Work = Callable[[Engine, Path, Any, argparse.Namespace], Outcome]
+
+
+def add_to(verbs: Verbs) -> None:
+    for name, (kind, work, text) in TASKS.items():
+        parser = verbs.add_parser(name, help=text)
+        parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="photos, or folders that are searched for photos")
+        add_options(parser, kind)
+        parser.add_argument("--json", action="store_true", help="one JSON object a line")
+        if name == "stylize":
+            parser.add_argument("--style-image", type=Path, metavar="FILE", help="any picture, whose style is taken")
+            parser.add_argument("--out", type=Path, required=True, help="where paintings go: a folder, or a file for one photo")
+        elif name != "classify":
+            parser.add_argument(
+                "--out", type=Path, help="also write the photos with boxes drawn: a folder, or a file for one photo"
+            )
+        parser.set_defaults(run=run, kind=kind, work=work, out=None)
+
+    parser = verbs.add_parser("verify-face", help="do two photos show the same person? (exit status 0: yes, 3: no)")
+    parser.add_argument("image1", type=Path, metavar="PHOTO1")
+    parser.add_argument("image2", type=Path, metavar="PHOTO2")
+    add_options(parser, VerifyFaceOptions)
+    parser.add_argument("--json", action="store_true", help="as one JSON object")
+    parser.set_defaults(run=compare)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """One task over all photos, several at a time. A photo that fails is reported and the rest go on; 1 when any failed."""
+    files, options = find_photos(arguments.paths), read_options(arguments, arguments.kind)
+    alone, out = len(files) == 1, arguments.out
+    if out is not None and not alone and out.suffix.lower() in SUFFIXES:
+        raise OptionInvalid("--out", f"{len(files)} photos cannot all be written to {out}; name a folder")
+    failed = 0
+    with Engine(progress=terminal_progress()) as engine:
+
+        def attempt(path: Path) -> Outcome | InputError | OSError:
+            try:
+                return cast(Work, arguments.work)(engine, path, options, arguments)
+            except (InputError, OSError) as error:
+                return error
+
+        results = in_order(attempt, files, usable_cores() + 1)
+        bar = Console(stderr=True)
+        for path, result in track(zip(files, results, strict=True), total=len(files), console=bar, transient=True, disable=alone):
+            if isinstance(result, Outcome):
+                written = None if result.picture is None else target(path, out, result.suffix, alone)
+                if written is not None and result.picture is not None:
+                    write_whole(written, result.picture)
+                _show(path, result, written, arguments.json)
+            else:
+                failed += 1
+                _complain(path, result, arguments.json)
+    return 1 if failed else 0
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    """0 when both photos show the same person, 3 when they do not."""
+    options = read_options(arguments, VerifyFaceOptions)
+    with Engine(progress=terminal_progress()) as engine:
+        answer = engine.verify_face(arguments.image1, arguments.image2, options)
+    print(answer.model_dump_json() if arguments.json else "\n".join(_verdict(answer)))
+    return 0 if answer.verified else 3
+
+
+def _classify(engine: Engine, path: Path, options: ClassifyOptions, _: argparse.Namespace) -> Outcome:
+    answer = engine.classify(path, options)
+    return Outcome(answer.model_dump(mode="json"), [f"{p.confidence:6.1%}  {p.label}" for p in answer.predictions])
+
+
+def _detect(engine: Engine, path: Path, options: DetectOptions, arguments: argparse.Namespace) -> Outcome:
+    photo = engine.decode(path)
+    answer = engine.detect(photo, options)
+    lines = [f"{p.confidence:6.1%}  {p.label:<16} {_corners(p.box)}" for p in answer.predictions] or ["nothing found"]
+    picture, suffix = None, ".png"
+    if arguments.out is not None:
+        picture, suffix = _encode(draw_detections(photo.pixels, answer.predictions), path, arguments.out)
+    return Outcome(answer.model_dump(mode="json"), lines, picture, suffix)
+
+
+def _detect_faces(engine: Engine, path: Path, options: DetectFacesOptions, arguments: argparse.Namespace) -> Outcome:
+    photo = engine.decode(path)
+    answer = engine.detect_faces(photo, options)
+    lines = [f"{face.confidence:6.1%}  face             {_corners(face.box)}" for face in answer.faces] or ["no face found"]
+    picture, suffix = None, ".png"
+    if arguments.out is not None:
+        picture, suffix = _encode(draw_faces(photo.pixels, answer.faces), path, arguments.out)
+    return Outcome(answer.model_dump(mode="json"), lines, picture, suffix)
+
+
+def _stylize(engine: Engine, path: Path, options: StylizeOptions, arguments: argparse.Namespace) -> Outcome:
+    named = FORMATS.get(arguments.out.suffix.lower())
+    if named is not None and "format" not in options.model_fields_set:  # --out painted.jpg says which format is meant
+        options = options.model_copy(update={"format": named})
+    answer = engine.stylize(path, options, style_image=arguments.style_image)
+    size = f"{answer.image.width}x{answer.image.height}"
+    record = {part: getattr(answer, part).model_dump(mode="json") for part in ("model", "image", "timing_ms")}
+    lines = [f"painted {size} in {answer.timing_ms.total / 1e3:.1f} s by {answer.model.name} on {answer.model.provider}"]
+    return Outcome(record, lines, answer.encode(), f".{options.format.replace('jpeg', 'jpg')}")
+
+
+TASKS: dict[str, tuple[type[Strict], Work, str]] = {
+    "classify": (ClassifyOptions, _classify, "what is on each photo?"),
+    "detect": (DetectOptions, _detect, "which objects are on each photo, and where?"),
+    "detect-faces": (DetectFacesOptions, _detect_faces, "where are the faces, with five landmarks each?"),
+    "stylize": (StylizeOptions, _stylize, "paint photos in a built-in style or in the style of any picture"),
+}
+
+
+def _encode(pixels: Any, photo: Path, out: Path) -> tuple[bytes, str]:
+    suffix = next((s for s in (out.suffix.lower(), photo.suffix.lower()) if s in FORMATS), ".png")
+    return encode(pixels, FORMATS.get(suffix, "png")), suffix
+
+
+def _show(path: Path, outcome: Outcome, written: Path | None, as_json: bool) -> None:
+    if as_json:
+        record = {"file": str(path), **outcome.answer}
+        print(json.dumps(record if written is None else {**record, "written": str(written)}))
+        return
+    print(f"{path}" if written is None else f"{path} -> {written}")
+    print("\n".join(f"  {line}" for line in outcome.lines))
+
+
+def _complain(path: Path, error: InputError | OSError, as_json: bool) -> None:
+    code = error.code if isinstance(error, InputError) else "file_unreadable"
+    if as_json:
+        print(json.dumps({"file": str(path), "error": {"code": code, "detail": str(error)}}))
+    else:
+        print(f"{path}: {error}", file=sys.stderr)
+
+
+def _verdict(answer: VerifyFaceAnswer) -> list[str]:
+    word = "the same person" if answer.verified else "not the same person"
+    lines = [f"{word}: similarity {answer.similarity:.3f}, threshold {answer.threshold:.3f}"]
+    if answer.false_match_rate is not None:
+        lines.append(f"  at this threshold {answer.false_match_rate:.2%} of pairs of different people were taken for one person")
+    for name, photo in (("photo 1", answer.image1), ("photo 2", answer.image2)):
+        lines.append(f"  {name}: {_described(photo)}")
+    return lines
+
+
+def _described(photo: VerifiedPhoto) -> str:
+    warnings = f"; {'; '.join(photo.quality.warnings)}" if photo.quality.warnings else ""
+    return f"{photo.faces} face(s), used {_corners(photo.face.box)}{warnings}"
+
+
+def _corners(box: Box) -> str:
+    return f"x {box.x_min:.0f}-{box.x_max:.0f}, y {box.y_min:.0f}-{box.y_max:.0f}"
