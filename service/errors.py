@@ -25,10 +25,14 @@ class VisionError(Exception):
 
 
 class InputError(VisionError):
-    """The request cannot be served as it is; the message says what would be right."""
+    """The request cannot be served as it is; the message says what would be right.
+
+    `photo` names the image that it is about, as the caller named it, where that is known.
+    """
 
     code = "input_invalid"
     title = "The request cannot be served as it is"
+    photo: str | None = None
 
 
 class ImageMissing(InputError):

@@ -39,9 +39,19 @@ class PackageSource(_Part):
     version: str
     member: str = Field(description="path inside the wheel; in an sdist below its top folder")
 
+    @property
+    def label(self) -> str:
+        return f"{self.package} {self.version}"
+
 
 class UrlSource(_Part):
-    url: str = Field(pattern=r"^https://")
+    """The file itself. Plain http goes only to this machine."""
+
+    url: str = Field(pattern=r"^(https://|http://(localhost|127\.0\.0\.1)[:/])")
+
+    @property
+    def label(self) -> str:
+        return self.url
 
 
 class WeightFile(_Part):
@@ -109,12 +119,24 @@ class Batching(_Part):
     max_batch: int = Field(1, ge=1)
 
 
+class Rate(_Part):
+    """The share (0..1) of pairs of different people that one similarity threshold takes for one person."""
+
+    threshold: float = Field(ge=-1, le=1)
+    false_match_rate: float = Field(ge=0, le=1)
+
+
 class Threshold(_Part):
-    """A similarity above which two faces count as one person, and the error rates measured there (fractions, 0..1)."""
+    """A similarity from which on two faces count as one person, and the error rates measured there (fractions, 0..1).
+
+    rates: false-match rates at other thresholds, measured on the same pairs.
+    """
 
     value: float
     false_match_rate: float = Field(ge=0, le=1)
     false_non_match_rate: float = Field(ge=0, le=1)
+    impostor_pairs: int | None = Field(None, ge=1, description="pairs of different people behind the false-match rates")
+    rates: tuple[Rate, ...] = ()
     source: str
 
 
@@ -128,13 +150,13 @@ class ModelSpec(_Part):
     summary: str
     default: bool = Field(False, description="the one used when a request names no model")
     licence: Licence
-    files: tuple[WeightFile, ...]
+    files: tuple[WeightFile, ...] = Field(min_length=1)
     export: Export
     input: InputContract
     labels: str | None = Field(None, description="a text file beside model.toml, one label a line, in class order")
     accuracy: tuple[Accuracy, ...] = ()
     parity: Parity
-    batching: Batching = Batching()
+    batching: Batching = Batching(max_batch=1)
     threshold: Threshold | None = None
     styles: str | None = Field(None, description="a TOML file beside model.toml that names and describes built-in styles")
     folder: Path = Field(exclude=True)

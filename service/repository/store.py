@@ -1,0 +1,147 @@
+"""Where models live, and how to get one ready to load.
+
+Manifests come from the folders in VISION_MODEL_REPOSITORY, then from the service itself: models/ in a checkout,
+service/manifests in an installed wheel. A model is built beside its manifest where that can be written, else in the data folder;
+a wheel's models always there.
+"""
+
+import os
+from pathlib import Path
+
+from platformdirs import user_data_path
+
+from service.errors import ExportFailed, SettingInvalid, SetupError
+from service.repository.build import BuiltModel, Record, RunGraph, build, damage, describe, read_record
+from service.repository.files import locked
+from service.repository.progress import Progress
+from service.repository.spec import MANIFEST, ModelSpec, load_spec
+from service.settings import Settings
+
+__all__ = ["BuiltModel", "build_folder", "ensure", "find_built", "own_manifests", "scan", "verify_built"]
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+def own_manifests(package: Path = _PACKAGE) -> Path:
+    """The folder of the manifests that come with the service, in a checkout or in an installed wheel."""
+    checkout = package.parent
+    if (checkout / "pyproject.toml").is_file() and (checkout / "models").is_dir():
+        return checkout / "models"
+    return package / "manifests"
+
+
+def scan(settings: Settings) -> dict[str, ModelSpec]:
+    """The models selected by `settings`, by name, or all; of two with one name the first found counts.
+
+    Raises SpecInvalid for a broken manifest among them, SettingInvalid for a folder or a model that does not exist.
+    """
+    found: dict[str, Path] = {}
+    for root in (*settings.model_repository, own_manifests()):
+        if (root / MANIFEST).exists():
+            raise SettingInvalid(f"VISION_MODEL_REPOSITORY: {root} is a model's own folder; name the folder around it")
+        if not root.is_dir():
+            raise SettingInvalid(f"VISION_MODEL_REPOSITORY: there is no folder {root}")
+        for folder in sorted(root.absolute().iterdir()):
+            if (folder / MANIFEST).is_file():
+                found.setdefault(folder.name, folder)
+    unknown = [name for name in settings.models if name not in found]
+    if unknown:
+        raise SettingInvalid(f"VISION_MODELS: there is no model {unknown[0]!r}; the models are: {', '.join(found) or '(none)'}")
+    return {name: load_spec(found[name]) for name in settings.models or found}
+
+
+def build_folder(spec: ModelSpec, settings: Settings) -> Path:
+    """Where `spec` is built: beside its manifest if that folder and the one around it can be written, else in the data folder."""
+    return next(
+        (f for f in _folders(spec, settings) if os.access(f, os.W_OK) and os.access(f.parent, os.W_OK)),
+        _data_folder(spec, settings),
+    )
+
+
+def find_built(spec: ModelSpec, settings: Settings) -> BuiltModel | None:
+    """The built model, or None when it was never built, or by another recipe. Quick: reads no graph, so it may be damaged."""
+    return next((describe(spec, folder) for folder, _ in _records(spec, settings)), None)
+
+
+def verify_built(spec: ModelSpec, settings: Settings) -> BuiltModel:
+    """The built model, every byte of its graphs checked. Raises SetupError saying what is damaged, or that it is not built."""
+    found = None
+    for folder, record in _records(spec, settings):
+        found = damage(spec, folder, record)
+        if found is None:
+            return describe(spec, folder)
+    raise SetupError(found or f"{spec.name} is not built yet, or was built by another version of its recipe")
+
+
+def ensure(spec: ModelSpec, settings: Settings, run_graph: RunGraph, progress: Progress) -> BuiltModel:
+    """The built model: at once when it is in place and intact, else fetched, exported and checked first.
+
+    run_graph(path, feeds) runs one ONNX graph once and gives its outputs by name. Processes that start at the same time wait for
+    the first. Raises FetchFailed, DigestMismatch, ExportFailed, ParityFailed, SpecInvalid, or SettingInvalid.
+    """
+    if find_built(spec, settings):
+        try:
+            return verify_built(spec, settings)
+        except SetupError as error:
+            progress.note(f"{error}; building {spec.name} again")
+    folder = build_folder(spec, settings)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingInvalid(_unwritable(spec, folder, error.strerror or str(error))) from None
+    if not os.access(folder, os.W_OK):
+        raise SettingInvalid(_unwritable(spec, folder, "it cannot be written"))
+    with locked(folder / ".lock", progress, f"{spec.name}: another process is building it; waiting for it"):
+        try:
+            return verify_built(spec, settings)  # the other process has done it
+        except SetupError:
+            return _make(spec, folder, settings, run_graph, progress)
+
+
+def _make(spec: ModelSpec, folder: Path, settings: Settings, run_graph: RunGraph, progress: Progress) -> BuiltModel:
+    from service.repository.fetch import fetch_weights, release_downloads  # an HTTP client: 0.2 s that a second start saves
+
+    weights = fetch_weights(spec, folder, offline=settings.offline, progress=progress)
+    release_downloads(spec, folder, _unfetched(spec, settings), progress)
+    progress.note(f"{spec.name}: exporting")
+    try:
+        record = build(spec, folder, weights, run_graph)
+    except OSError as error:
+        raise ExportFailed(f"{spec.name} could not be built in {folder}: {error}") from error
+    progress.note(f"{spec.name}: built; {'; '.join(record.parity.values())}")
+    return describe(spec, folder)
+
+
+def _unwritable(spec: ModelSpec, folder: Path, reason: str) -> str:
+    return f"{spec.name} cannot be built in {folder}: {reason}; set VISION_DATA_DIR to another folder"
+
+
+def _unfetched(spec: ModelSpec, settings: Settings) -> list[ModelSpec]:
+    """The other selected models that still lack weights."""
+    try:
+        others = [other for name, other in scan(settings).items() if name != spec.name and not find_built(other, settings)]
+    except SetupError:  # a broken manifest elsewhere is no reason to fail here
+        return []
+    return [other for other in others if not _has_weights(other, build_folder(other, settings))]
+
+
+def _has_weights(spec: ModelSpec, folder: Path) -> bool:
+    from service.repository.fetch import weight_paths
+
+    return all(path.is_file() for path in weight_paths(spec, folder).values())
+
+
+def _records(spec: ModelSpec, settings: Settings) -> list[tuple[Path, Record]]:
+    found = [(folder, read_record(spec, folder)) for folder in _folders(spec, settings)]
+    return [(folder, record) for folder, record in found if record]
+
+
+def _folders(spec: ModelSpec, settings: Settings) -> list[Path]:
+    """Where it may be built, best first. An installed wheel's own folders are not for writing."""
+    data = _data_folder(spec, settings)
+    return [data] if spec.folder.is_relative_to(_PACKAGE) else [spec.folder, data]
+
+
+def _data_folder(spec: ModelSpec, settings: Settings) -> Path:
+    data = settings.data_dir or user_data_path("vision-service", appauthor=False)
+    return data.absolute() / "models" / spec.name
