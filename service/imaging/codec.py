@@ -1,0 +1,293 @@
+"""Bytes -> upright RGB pixels within limits, and pixels -> bytes.
+
+    sniff -> header (Pillow) -> limits -> pixels (simplejpeg, else Pillow) -> 8-bit RGB on white -> upright
+
+JPEG goes through libjpeg-turbo by simplejpeg, everything else through Pillow, which also decides on each JPEG that simplejpeg
+refuses. Only the formats in `FORMATS` are ever opened, so that none of Pillow's rarer parsers can be reached by an upload.
+"""
+
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
+from typing import Final, Literal
+
+import cv2
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from service.errors import ImageDamaged, ImageMissing, ImageTooSmall, InputError, NotAnImage, OptionInvalid, TooManyPixels
+from service.imaging import Pixels
+
+Format = Literal["png", "jpeg", "webp"]
+"""What `encode` writes."""
+
+FORMATS: Final = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF", "HEIC")
+MAX_SCANS: Final = 200  # a progressive JPEG of 64 million pixels spends some 20 ms on each scan, and one costs its sender 100 bytes
+
+_MAGIC: Final = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"BM", "BMP"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),
+    (b"MM\0+", "TIFF"),
+)
+_HEIC_BRANDS: Final = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
+_AVIF_BRANDS: Final = {b"avif", b"avis"}
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a picture may measure, in pixels. `min_side` holds for the shorter side, `max_side` for the longer one."""
+
+    max_pixels: int = 64_000_000
+    max_side: int = 16_384
+    min_side: int = 8
+
+
+DEFAULT_LIMITS: Final = Limits()
+
+
+def decode(data: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS) -> Pixels:
+    """The picture in `data` as people see it: uint8 RGB [height, width, 3], C-contiguous and writable.
+
+    EXIF orientation is applied, transparency is laid on white, CMYK, palettes and 16 bits per channel become 8-bit RGB (16-bit
+    values over 257), and an animation gives its first frame. Colour profiles are ignored. The limits are checked on the header,
+    before any pixel is decoded. Safe to call from several threads at once.
+
+    Raises ImageMissing (no bytes), NotAnImage (none of FORMATS, or a kind of it without a fixed white, such as float TIFF),
+    ImageDamaged, TooManyPixels, ImageTooSmall; nothing else.
+    """
+    data = bytes(data)
+    if not data:
+        raise ImageMissing("the image is empty (0 bytes); send the bytes of a picture")
+    kind = _sniff(data)
+    with _pillow(kind):
+        return _decode(data, kind, limits)
+
+
+def to_rgb(picture: Image.Image, limits: Limits = DEFAULT_LIMITS) -> Pixels:
+    """A Pillow picture, opened or in memory, as `decode` would give it.
+
+    Raises NotAnImage, ImageDamaged, TooManyPixels, ImageTooSmall.
+    """
+    with _pillow(picture.format or "Pillow"):
+        _check_size(picture.size, limits)
+        pixels = _flatten(picture)
+        return _upright(pixels, _orientation(picture))
+
+
+def encode(pixels: Pixels, format: Format, quality: int = 90) -> bytes:  # noqa: A002
+    """`pixels` (uint8 RGB [height, width, 3]) as a file. `quality` is 1..100; PNG is lossless and ignores it.
+
+    PNG is packed at zlib's fastest level, JPEG at 4:2:0, WebP lossy with method 2: sizes stay within some percent of the
+    defaults at half their time. Raises OptionInvalid when a side is longer than the format can hold (WebP 16,383, JPEG 65,500).
+    """
+    longest = max(pixels.shape[:2])
+    most = {"png": 2**31 - 1, "jpeg": 65_500, "webp": 16_383}[format]
+    if longest > most:
+        raise OptionInvalid("format", f"{format} holds at most {most} pixels a side, this picture has {longest}; use png")
+    if format == "jpeg":
+        return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, "RGB", "420"))
+    file = BytesIO()
+    picture = Image.fromarray(pixels)
+    if format == "png":
+        picture.save(file, "PNG", compress_level=1)
+    else:
+        picture.save(file, "WEBP", quality=quality, method=2)
+    return file.getvalue()
+
+
+class _PillowGuard:
+    """While any thread decodes, Pillow's warnings are off and its own pixel limit is lifted: `Limits` is checked instead.
+
+    Both are process-wide. warnings.catch_warnings entered by two threads at once would restore one another's state, so the
+    first thread in saves it and the last one out restores it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._users == 0:
+                self._limit = Image.MAX_IMAGE_PIXELS
+                self._warnings = warnings.catch_warnings()
+                self._warnings.__enter__()
+                warnings.filterwarnings("ignore", module=r"(PIL|pillow_heif)\b")
+                Image.MAX_IMAGE_PIXELS = None
+            self._users += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                Image.MAX_IMAGE_PIXELS = self._limit
+                self._warnings.__exit__(None, None, None)
+
+
+_GUARD: Final = _PillowGuard()
+
+
+@contextmanager
+def _pillow(kind: str) -> Iterator[None]:
+    """Inside, Pillow is quiet and whatever it raises on the `kind` picture becomes ImageDamaged; our own errors pass."""
+    with _GUARD:
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception as error:  # Pillow's parsers raise almost anything on hostile bytes
+            known = isinstance(error, (OSError, ValueError)) and not isinstance(error, UnidentifiedImageError)
+            reason = f" ({str(error).rstrip('.')})" if known and str(error) else ""
+            raise ImageDamaged(
+                f"the {kind} picture is cut short or damaged{reason}; send the whole file again, "
+                "or open it in an image editor and save it anew"
+            ) from error
+
+
+def _sniff(data: bytes) -> str:
+    """The name in FORMATS that the first bytes promise. Raises NotAnImage."""
+    for magic, kind in _MAGIC:
+        if data.startswith(magic):
+            return kind
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WebP"
+    if data[4:8] == b"ftyp":
+        end = min(int.from_bytes(data[:4]), 256)
+        brands = {data[8:12]} | {data[at : at + 4] for at in range(16, end, 4)}
+        if brands & _AVIF_BRANDS:
+            return "AVIF"
+        if brands & _HEIC_BRANDS:
+            if not _heic_opens():
+                raise NotAnImage('HEIC pictures need the extra `heic`: pip install "vision-service[heic]"; or save it as JPEG')
+            return "HEIC"
+    raise NotAnImage(f"the bytes are not a picture that can be read; the formats are: {', '.join(FORMATS)}")
+
+
+@cache
+def _heic_opens() -> bool:
+    """Teach Pillow to open HEIC, once. False when the extra `heic` is not installed."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
+def _decode(data: bytes, kind: str, limits: Limits) -> Pixels:
+    if kind == "WebP":
+        _check_size(_webp_size(data), limits)  # Pillow allocates the canvas while it opens the file
+    with Image.open(BytesIO(data), formats=["HEIF" if kind == "HEIC" else kind.upper()]) as picture:
+        _check_size(picture.size, limits)
+        if kind == "TIFF":
+            _check_tiles(picture, limits)
+        pixels = _turbo(data, picture) if kind == "JPEG" else None
+        if pixels is None:
+            pixels = _flatten(picture)
+        return _upright(pixels, _orientation(picture))  # read after loading: Pillow turns TIFFs itself and then drops the tag
+
+
+def _check_size(size: tuple[int, int], limits: Limits) -> None:
+    width, height = size
+    found = f"the picture has {width} x {height} pixels"
+    if max(size) > limits.max_side:
+        raise TooManyPixels(f"{found}; its longest side may have {limits.max_side:,}; scale it down")
+    if width * height > limits.max_pixels:
+        raise TooManyPixels(f"{found}, {width * height:,} in all, where {limits.max_pixels:,} are allowed; scale it down")
+    if min(size) < limits.min_side:
+        raise ImageTooSmall(f"{found}; its shortest side must have at least {limits.min_side}")
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height from the first chunk (RFC 9649, sections 2.5 to 2.7). Raises ValueError when it is cut short."""
+    if len(data) < 30:
+        raise ValueError("the header is not complete")
+    if data[12:16] == b"VP8X":
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    if data[12:16] == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
+
+
+def _check_tiles(picture: Image.Image, limits: Limits) -> None:
+    """A TIFF of few pixels can ask for one huge tile, which libtiff would allocate and unpack whole."""
+    tags = getattr(picture, "tag_v2", {})
+    width, length = tags.get(_TILE_WIDTH, 0), tags.get(_TILE_LENGTH, 0)
+    if width * length > limits.max_pixels:
+        raise TooManyPixels(f"the TIFF has tiles of {width} x {length} pixels; {limits.max_pixels:,} pixels are allowed")
+
+
+def _turbo(data: bytes, header: Image.Image) -> Pixels | None:
+    """The JPEG decoded strictly by libjpeg-turbo, not yet upright; None where that is left to Pillow (CMYK, damage, oddities).
+
+    Raises ImageDamaged on a progressive JPEG of very many scans, whatever would decode it.
+    """
+    if header.info.get("progressive") and data.count(b"\xff\xda") > MAX_SCANS:
+        raise ImageDamaged(f"the JPEG has more than {MAX_SCANS} scans, where ten are usual; save it anew in an image editor")
+    if header.mode not in {"RGB", "L"}:
+        return None
+    pixels: Pixels = np.empty((header.height, header.width, 3), np.uint8)
+    try:
+        decoded = simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=pixels)  # never writes more than the size that was checked
+    except ValueError:
+        return None
+    return pixels if decoded.shape == pixels.shape else None
+
+
+def _flatten(picture: Image.Image) -> Pixels:
+    """Any of Pillow's modes as 8-bit RGB: 16-bit grey over 257, transparency on white."""
+    if picture.mode.startswith("I;16"):
+        grey: NDArray[np.uint16] = np.asarray(picture).astype(np.uint16, copy=False)
+        return np.asarray(cv2.cvtColor(cv2.convertScaleAbs(grey, alpha=1 / 257), cv2.COLOR_GRAY2RGB), np.uint8)
+    if picture.mode in {"I", "F", "LAB"}:
+        what = "CIELAB colours" if picture.mode == "LAB" else "32-bit or signed values, which have no fixed white"
+        raise NotAnImage(f"the {picture.format} picture holds {what}; save it with 8 or 16 bits per channel in RGB or grey")
+    if not picture.has_transparency_data:
+        return np.array(picture.convert("RGB"))
+    canvas = Image.new("RGB", picture.size, "white")
+    canvas.paste(overlay := picture.convert("RGBA"), mask=overlay)
+    return np.array(canvas)
+
+
+def _orientation(picture: Image.Image) -> int:
+    """EXIF orientation 1..8 (or XMP's, where EXIF has none); 1 where it is missing or nonsense."""
+    with suppress(Exception):  # a picture with damaged EXIF is still a picture
+        value = picture.getexif().get(ExifTags.Base.Orientation, 1)
+        return value if value in range(1, 9) else 1
+    return 1
+
+
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Undo an EXIF orientation (CIPA DC-008, tag 274)."""
+    match orientation:
+        case 2:
+            turned = cv2.flip(pixels, 1)
+        case 3:
+            turned = cv2.rotate(pixels, cv2.ROTATE_180)
+        case 4:
+            turned = cv2.flip(pixels, 0)
+        case 5:
+            turned = cv2.transpose(pixels)
+        case 6:
+            turned = cv2.rotate(pixels, cv2.ROTATE_90_CLOCKWISE)
+        case 7:
+            turned = cv2.rotate(cv2.transpose(pixels), cv2.ROTATE_180)
+        case 8:
+            turned = cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE)
+        case _:
+            return pixels
+    return np.asarray(turned, np.uint8)

@@ -1,0 +1,154 @@
+"""Geometry: resize, crop, letterbox, align. Scales are those really used after rounding, so that boxes map back exactly.
+
+Two conventions meet here. Boxes and landmarks are measured on the continuous plane where pixel i covers [i, i + 1); resizing
+maps that plane onto the new one edge to edge, as cv2.resize and Pillow do. The matrices of `warp` are cv2.warpAffine's:
+there pixel i's centre has the coordinate i.
+"""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from service.imaging import Pixels
+
+Interpolation = Literal["bilinear", "bicubic", "area"]
+
+_FLAGS: Final = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC, "area": cv2.INTER_LINEAR}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a photo lies inside a model's input: input = photo * scale + offset on each axis, the offsets in pixels."""
+
+    scale_x: float
+    scale_y: float
+    left: int
+    top: int
+
+    def to_photo(self, xy: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Coordinates [..., 2k], x and y in turn (boxes [n, 4], landmarks [n, 10]), from the input to the photo, unclipped."""
+        points = xy.shape[-1] // 2
+        offset, scale = np.tile((self.left, self.top), points), np.tile((self.scale_x, self.scale_y), points)
+        return np.asarray((xy - offset) / scale, np.float32)
+
+
+def use_one_thread() -> None:
+    """Stop OpenCV from starting threads of its own, process-wide.
+
+    A service that already runs one request per core gains nothing from them. It is for the program to decide, not for an import.
+    """
+    cv2.setNumThreads(1)
+
+
+def resize(pixels: Pixels, height: int, width: int, interpolation: Interpolation = "bilinear") -> Pixels:
+    """`pixels` at height x width, edge to edge; the array itself where it has that size already.
+
+    Bilinear and bicubic look at the nearest 2 or 4 pixels only, so an axis that shrinks to half or less is averaged over areas
+    instead (of a photo more than four times too large, 2 x 2 means are taken first: closer to Pillow's antialiased filters than
+    plain areas, and three times faster). "area" does so from any shrinking on; an axis that grows is interpolated bilinearly.
+    """
+    while min(pixels.shape[0] / height, pixels.shape[1] / width) >= 4:
+        half = (pixels.shape[1] + 1) // 2, (pixels.shape[0] + 1) // 2
+        pixels = np.asarray(cv2.resize(pixels, half, interpolation=cv2.INTER_LINEAR), np.uint8)
+    shrinks = 1 if interpolation == "area" else 2
+    mean_height = height if pixels.shape[0] >= shrinks * height else pixels.shape[0]
+    mean_width = width if pixels.shape[1] >= shrinks * width else pixels.shape[1]
+    if (mean_height, mean_width) != pixels.shape[:2]:
+        pixels = np.asarray(cv2.resize(pixels, (mean_width, mean_height), interpolation=cv2.INTER_AREA), np.uint8)
+    if (mean_height, mean_width) != (height, width):
+        pixels = np.asarray(cv2.resize(pixels, (width, height), interpolation=_FLAGS[interpolation]), np.uint8)
+    return np.ascontiguousarray(pixels)
+
+
+def center_crop(pixels: Pixels, size: int, crop: float, interpolation: Interpolation = "bilinear") -> Pixels:
+    """The central square of side crop * min(height, width), rounded down to whole pixels, at size x size. 0 < crop <= 1.
+
+    The rounding and the odd pixel are those of TensorFlow's EfficientNet preprocessing.
+    """
+    height, width = pixels.shape[:2]
+    side = max(1, int(crop * min(height, width)))
+    top, left = (height - side + 1) // 2, (width - side + 1) // 2
+    return resize(pixels[top : top + side, left : left + side], size, size, interpolation)
+
+
+def letterbox(pixels: Pixels, height: int, width: int, fill: int = 128) -> tuple[Pixels, Placement]:
+    """`pixels` as large as fits into height x width at their own proportions, centred, the rest being `fill`."""
+    inside_height, inside_width = _scaled(pixels, min(height / pixels.shape[0], width / pixels.shape[1]))
+    top, left = (height - inside_height) // 2, (width - inside_width) // 2
+    return _place(pixels, inside_height, inside_width, top, left, (height, width), fill)
+
+
+def fit(pixels: Pixels, max_side: int, multiple_of: int = 1, fill: int = 0) -> tuple[Pixels, Placement]:
+    """`pixels` shrunk (never grown) until no side exceeds `max_side`, then padded right and bottom with `fill`.
+
+    Padding goes up to the next multiples of `multiple_of`, past `max_side` where that is not one of them.
+    """
+    height, width = _scaled(pixels, min(1.0, max_side / max(pixels.shape[:2])))
+    padded = -(-height // multiple_of) * multiple_of, -(-width // multiple_of) * multiple_of
+    return _place(pixels, height, width, 0, 0, padded, fill)
+
+
+def _scaled(pixels: Pixels, scale: float) -> tuple[int, int]:
+    return max(1, round(pixels.shape[0] * scale)), max(1, round(pixels.shape[1] * scale))
+
+
+def _place(
+    pixels: Pixels, height: int, width: int, top: int, left: int, shape: tuple[int, int], fill: int
+) -> tuple[Pixels, Placement]:
+    placement = Placement(width / pixels.shape[1], height / pixels.shape[0], left, top)
+    canvas: Pixels = np.full((*shape, 3), fill, np.uint8)
+    canvas[top : top + height, left : left + width] = resize(pixels, height, width)
+    return canvas, placement
+
+
+def similarity(source: ArrayLike, target: ArrayLike) -> NDArray[np.float64]:
+    """The rotation, uniform scale and shift [2, 3] that take points `source` [n, 2] closest to `target` [n, 2] in least squares.
+
+    Umeyama, "Least-squares estimation of transformation parameters between two point patterns", 1991: in the plane, with
+    points as complex numbers about their means, rotation and scale are one quotient. Never mirrors.
+    Raises ValueError when all points of `source` coincide.
+    """
+    source, target = np.asarray(source, np.float64), np.asarray(target, np.float64)
+    from_mean, to_mean = source.mean(axis=0), target.mean(axis=0)
+    start, end = (source - from_mean) @ (1, 1j), (target - to_mean) @ (1, 1j)
+    spread = np.vdot(start, start).real
+    if not spread > 0:
+        raise ValueError("all source points coincide: there is no scale or rotation to find")
+    turn = np.vdot(start, end) / spread
+    linear = np.array([[turn.real, -turn.imag], [turn.imag, turn.real]])
+    return np.column_stack([linear, to_mean - linear @ from_mean])
+
+
+def warp(pixels: Pixels, matrix: ArrayLike, height: int, width: int) -> Pixels:
+    """The photo seen through `matrix` [2, 3] (photo -> output, on pixel centres) at height x width; black outside the photo.
+
+    Bilinear as cv2.warpAffine. Along an axis that the matrix shrinks to half or less the photo is first averaged over areas of
+    whole pixels, so that large faces do not alias. Raises numpy.linalg.LinAlgError when `matrix` flattens the plane.
+    """
+    forward = np.vstack([np.asarray(matrix, np.float64), (0, 0, 1)])
+    inverse = np.linalg.inv(forward)
+    steps = np.clip(1 / np.hypot(*forward[:2, :2]), 1, pixels.shape[1::-1]).astype(int)  # (x, y): photo pixels per output pixel
+    if (steps > 1).any():
+        pixels, corner = _seen(pixels, inverse, height, width, steps)
+        rows, columns = max(1, pixels.shape[0] // steps[1]), max(1, pixels.shape[1] // steps[0])
+        scale = np.array([pixels.shape[1] / columns, pixels.shape[0] / rows])
+        pixels = resize(pixels, rows, columns, "area")
+        # a centre at i in the small picture lies at (i + 0.5) * scale - 0.5 in the crop, which begins at `corner` of the photo
+        forward = forward @ np.array(
+            [[scale[0], 0, scale[0] / 2 - 0.5 + corner[0]], [0, scale[1], scale[1] / 2 - 0.5 + corner[1]], [0, 0, 1]]
+        )
+    return np.asarray(cv2.warpAffine(pixels, forward[:2], (width, height), flags=cv2.INTER_LINEAR), np.uint8)
+
+
+def _seen(
+    pixels: Pixels, inverse: NDArray[np.float64], height: int, width: int, steps: NDArray[np.int_]
+) -> tuple[Pixels, NDArray[np.int_]]:
+    """The part of the photo that the output shows, with a margin for interpolation, and its corner (x, y)."""
+    outline = inverse[:2] @ np.array([[-1, width, width, -1], [-1, -1, height, height], [1, 1, 1, 1]])
+    bounds = np.array(pixels.shape[1::-1])
+    low = np.clip(np.floor(outline.min(axis=1)).astype(int) - 2 * steps, 0, bounds - 1)
+    high = np.clip(np.ceil(outline.max(axis=1)).astype(int) + 2 * steps, low + 1, bounds)
+    return pixels[low[1] : high[1], low[0] : high[0]], low
