@@ -27,6 +27,13 @@ class Timing:
     def add(self, stage: Stage, milliseconds: float) -> None:
         self.stages[stage] += milliseconds
 
+    def waited(self, seconds: float) -> None:
+        """Count time in a queue from before this clock was started; it is part of the total and of the deadline."""
+        self.add("queue", seconds * 1e3)
+        self.started -= seconds
+        if self.deadline is not None:
+            self.deadline -= seconds
+
     @contextmanager
     def measure(self, stage: Stage) -> Iterator[None]:
         start = time.perf_counter()

@@ -1,0 +1,59 @@
+"""What is on a photo: one central square of it, one softmax over all classes.
+
+pixels [h, w, 3] -> central square, resized -> "pixels" uint8 [1, size, size, 3] -> "logits" [1, classes] -> the top_k classes
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field
+
+from service.errors import OptionInvalid, SpecInvalid
+from service.imaging.transforms import center_crop
+from service.repository.spec import ModelSpec
+from service.tasks.task import Answer, Model, Pixels, Strict, Timing
+
+
+class ClassifyOptions(Strict):
+    top_k: int = Field(5, ge=1, le=1000, description="how many classes to answer, the most probable first")
+    model: str | None = Field(None, description="name of the model; empty: the default one")
+
+
+class Prediction(BaseModel):
+    class_id: int = Field(description="index of the class, from 0")
+    label: str = Field(description="the class in plain words")
+    confidence: float = Field(description="probability, 0 to 1; all classes together sum to 1")
+
+
+class ClassifyAnswer(Answer):
+    predictions: list[Prediction] = Field(description="the most probable first")
+
+
+def classify(pixels: Pixels, options: ClassifyOptions, model: Model, timing: Timing) -> list[Prediction]:
+    """The `top_k` most probable classes of a photo, best first; equally probable ones in class order.
+
+    Raises OptionInvalid when `top_k` was given and the model has fewer classes, and what `model.run` raises.
+    """
+    most = len(model.labels)
+    if options.top_k > most and "top_k" in options.model_fields_set:
+        raise OptionInvalid("top_k", f"top_k={options.top_k}: {model.spec.name} has {most} classes; give 1 to {most}")
+    with timing.measure("preprocess"):
+        square = prepare(pixels, model.spec)
+    logits = model.run({"pixels": square[None]}, timing)["logits"][0]
+    with timing.measure("postprocess"):
+        confidences = softmax(logits)
+        best = np.argsort(-confidences, kind="stable")[: options.top_k].tolist()
+        return [Prediction(class_id=i, label=model.labels[i], confidence=confidences[i]) for i in best]
+
+
+def prepare(pixels: Pixels, spec: ModelSpec) -> Pixels:
+    """The square of the photo that the model looks at, [size, size, 3]. Raises SpecInvalid for another rule than center-crop."""
+    wanted = spec.input
+    if wanted.resize != "center-crop" or wanted.size is None or wanted.size[0] != wanted.size[1]:
+        raise SpecInvalid(f'{spec.name}: a classifier needs [input] resize = "center-crop" and a square size')
+    return center_crop(pixels, wanted.size[0], wanted.crop, wanted.interpolation)
+
+
+def softmax(logits: NDArray[np.generic]) -> NDArray[np.float64]:
+    """Probabilities [classes] that sum to 1, computed in float64 so that they still do after rounding."""
+    exponentials = np.exp(logits.astype(np.float64) - float(np.max(logits)))
+    return exponentials / exponentials.sum()  # type: ignore[no-any-return]
