@@ -12,12 +12,13 @@ from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from service.errors import ModelUnknown, OptionInvalid, SettingInvalid
+from service.errors import ModelUnknown, OptionInvalid, SettingInvalid, SpecInvalid
 from service.imaging.codec import encode
+from service.imaging.transforms import use_one_thread
 from service.loaded import LoadedModel, load
 from service.photo import ImageLike, Photo, open_photo
 from service.repository.progress import Progress, Silent
-from service.repository.spec import Accuracy, InputContract, Licence, ModelSpec, Task
+from service.repository.spec import MANIFEST, Accuracy, InputContract, Licence, ModelSpec, Task
 from service.repository.store import ensure, scan
 from service.runtime.providers import Choice, choose
 from service.runtime.session import run_once
@@ -29,6 +30,15 @@ from service.tasks.stylize import StyleInfo, StylizeOptions, list_styles, styliz
 from service.tasks.task import ImageInfo, ModelInfo, Pixels, Strict, TimingMs
 
 Options = TypeVar("Options", bound=Strict)
+
+FAMILIES: dict[Task, tuple[str, ...]] = {
+    "classify": ("softmax",),
+    "detect": ("yolov3",),
+    "detect-faces": ("yunet",),
+    "embed-face": ("sface",),
+    "stylize": ("built-in-styles", "arbitrary-style"),
+}
+"""The families of models whose outputs the tasks can read."""
 
 
 class ModelCard(BaseModel):
@@ -84,12 +94,15 @@ class Engine:
         self._progress = progress or Silent()
         self._models: dict[str, LoadedModel] = dict(models or {})
         self._specs = {name: model.spec for name, model in self._models.items()} if models is not None else scan(self.settings)
+        for spec in self._specs.values():
+            _check_family(spec)
         self._choice: Choice | None = None
         self._loading = threading.RLock()
         self._thumbnails: dict[str, bytes] = {}
 
     def start(self) -> None:
         """Fetch, build and load every model and let each answer a warm-up run. Raises SetupError saying what to do."""
+        use_one_thread()
         if not self._specs:
             raise SettingInvalid("no models were found; check VISION_MODELS and VISION_MODEL_REPOSITORY")
         for name in self._specs:
@@ -216,6 +229,13 @@ def _pick(specs: list[ModelSpec], name: str | None) -> ModelSpec:
         if spec.name == name:
             return spec
     raise ModelUnknown(name or "(default)", [spec.name for spec in specs])
+
+
+def _check_family(spec: ModelSpec) -> None:
+    known = FAMILIES[spec.task]
+    if spec.family not in known:
+        text = f"{spec.folder / MANIFEST}: family: no code reads {spec.family!r} for {spec.task}; known: {', '.join(known)}"
+        raise SpecInvalid(text)
 
 
 def _card(model: LoadedModel) -> ModelCard:

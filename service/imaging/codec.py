@@ -264,15 +264,14 @@ def _flatten(picture: Image.Image) -> Pixels:
 
 
 def _orientation(picture: Image.Image) -> int:
-    """EXIF orientation 1..8 (or XMP's, where EXIF has none); 1 where it is missing or nonsense."""
+    """EXIF orientation (XMP's, where EXIF has none); 1 where it is missing or unreadable."""
     with suppress(Exception):  # a picture with damaged EXIF is still a picture
-        value = picture.getexif().get(ExifTags.Base.Orientation, 1)
-        return value if value in range(1, 9) else 1
+        return int(picture.getexif().get(ExifTags.Base.Orientation, 1))
     return 1
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:
-    """Undo an EXIF orientation (CIPA DC-008, tag 274)."""
+    """Undo an EXIF orientation (CIPA DC-008, tag 274); numbers that it does not know change nothing."""
     match orientation:
         case 2:
             turned = cv2.flip(pixels, 1)

@@ -132,7 +132,7 @@ def warp(pixels: Pixels, matrix: ArrayLike, height: int, width: int) -> Pixels:
     inverse = np.linalg.inv(forward)
     steps = np.clip(1 / np.hypot(*forward[:2, :2]), 1, pixels.shape[1::-1]).astype(int)  # (x, y): photo pixels per output pixel
     if (steps > 1).any():
-        pixels, corner = _seen(pixels, inverse, height, width, steps)
+        pixels, corner = _seen(pixels, inverse, height, width)
         rows, columns = max(1, pixels.shape[0] // steps[1]), max(1, pixels.shape[1] // steps[0])
         scale = np.array([pixels.shape[1] / columns, pixels.shape[0] / rows])
         pixels = resize(pixels, rows, columns, "area")
@@ -143,12 +143,10 @@ def warp(pixels: Pixels, matrix: ArrayLike, height: int, width: int) -> Pixels:
     return np.asarray(cv2.warpAffine(pixels, forward[:2], (width, height), flags=cv2.INTER_LINEAR), np.uint8)
 
 
-def _seen(
-    pixels: Pixels, inverse: NDArray[np.float64], height: int, width: int, steps: NDArray[np.int_]
-) -> tuple[Pixels, NDArray[np.int_]]:
-    """The part of the photo that the output shows, with a margin for interpolation, and its corner (x, y)."""
+def _seen(pixels: Pixels, inverse: NDArray[np.float64], height: int, width: int) -> tuple[Pixels, NDArray[np.int_]]:
+    """The part of the photo that the output shows, with one output pixel more on each side, and its corner (x, y)."""
     outline = inverse[:2] @ np.array([[-1, width, width, -1], [-1, -1, height, height], [1, 1, 1, 1]])
     bounds = np.array(pixels.shape[1::-1])
-    low = np.clip(np.floor(outline.min(axis=1)).astype(int) - 2 * steps, 0, bounds - 1)
-    high = np.clip(np.ceil(outline.max(axis=1)).astype(int) + 2 * steps, low + 1, bounds)
+    low = np.clip(np.floor(outline.min(axis=1)).astype(int), 0, bounds - 1)
+    high = np.clip(np.ceil(outline.max(axis=1)).astype(int), low + 1, bounds)
     return pixels[low[1] : high[1], low[0] : high[0]], low

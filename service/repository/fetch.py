@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 
 from service.errors import DigestMismatch, FetchFailed
 from service.repository.archives import open_member
-from service.repository.attempt import Refused
+from service.repository.attempt import Refused, redact
 from service.repository.download import Downloader
 from service.repository.files import digest_of, locked, put_in_place
 from service.repository.index import Remote, find_archives, open_client, places
@@ -191,7 +191,7 @@ def _explain(spec: ModelSpec, file: WeightFile, target: Path, tried: Iterable[st
     found = _digest(target)
     wrong = f"  (the file that is there now has SHA-256 {found}: it is neither used nor touched)\n" if found else ""
     origins = "\n".join(f"  - {_origin(source)}" for source in file.sources)
-    return (
+    return redact(
         f"{spec.name}: {file.name} ({file.size / 1e6:.1f} MB) could not be fetched. Tried:\n"
         + "".join(f"  - {line}\n" for line in tried)
         + f"To place it by hand, put the file at\n  {target}\n"

@@ -56,7 +56,8 @@ def _ask(pip: list[str]) -> str | None:
         return done.stdout
     if "No module named pip" in done.stderr:
         return None
-    raise Refused(f"pip's configuration cannot be read: {redact(' '.join(done.stderr.split())) or 'pip gives no reason'}")
+    said = " ".join((done.stderr + done.stdout).split())  # pip's releases differ in where they say it
+    raise Refused(f"pip's configuration cannot be read: {redact(said) or 'pip gives no reason'}")
 
 
 def parse_config_list(text: str) -> dict[str, str]:

@@ -64,8 +64,6 @@ def detect(pixels: Pixels, options: DetectOptions, model: Model, timing: Timing)
     outputs = model.run({"pixels": canvas[None]}, timing)
     with timing.measure("postprocess"):
         rows, kinds, scores = candidates(outputs["scores"][0], options.confidence, wanted)
-        if not rows.size:
-            return []
         boxes = placement.to_photo(outputs["boxes"][0][rows].astype(np.float32))
         inside = clip(boxes, *pixels.shape[:2])
         seen = (inside[:, 2] > inside[:, 0]) & (inside[:, 3] > inside[:, 1])  # not wholly in the grey border

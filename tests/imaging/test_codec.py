@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
-from PIL.PngImagePlugin import PngImageFile
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 from skimage import data as photos
 
 from service.errors import ImageDamaged, ImageMissing, ImageTooSmall, NotAnImage, OptionInvalid, TooManyPixels
@@ -97,6 +97,11 @@ def test_jpeg_is_what_pillow_decodes() -> None:
     for options in ({}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_rows": 1}, {"keep_rgb": True}):
         file = save(photos.astronaut()[:301, :403], "JPEG", **options)
         assert worst(decode(file), np.asarray(Image.open(BytesIO(file)))) <= 1, options
+
+
+def test_cmyk_jpeg_is_left_to_pillow() -> None:
+    file = save(Image.fromarray(photos.astronaut()[:101, :103]).convert("CMYK"), "JPEG")
+    assert worst(decode(file), np.asarray(Image.open(BytesIO(file)).convert("RGB"))) == 0
 
 
 def test_a_real_jpeg_file() -> None:
@@ -400,6 +405,35 @@ def test_damaged_exif_neither_warns_nor_refuses() -> None:
             assert set(decode(broken).shape) == {48, 64, 3}
 
 
+def test_exif_that_cannot_be_parsed_at_all_is_ignored() -> None:
+    broken = PngInfo()
+    broken.add_text("Raw profile type exif", "\n\n\nnot hexadecimal")
+    assert worst(decode(save(QUADRANTS, "PNG", pnginfo=broken)), QUADRANTS) == 0
+
+
+def test_pillows_warnings_stay_inside() -> None:
+    """An animation control chunk of no frames: Pillow warns and shows the picture."""
+    file = save(QUADRANTS, "PNG")
+    chunk = b"acTL" + bytes(8)
+    file = file[:33] + struct.pack(">I", 8) + chunk + struct.pack(">I", zlib.crc32(chunk)) + file[33:]
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        Image.open(BytesIO(file))
+        assert len(heard) == 1
+        assert worst(decode(file), QUADRANTS) == 0
+        assert len(heard) == 1
+        warnings.warn("others are heard as before", UserWarning, stacklevel=1)
+        assert len(heard) == 2
+
+
+def test_pillow_is_restored_when_the_last_user_leaves() -> None:
+    before = Image.MAX_IMAGE_PIXELS
+    with codec._GUARD:
+        decode(save(QUADRANTS, "PNG"))
+        assert Image.MAX_IMAGE_PIXELS is None
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
 def test_threads_share_pillow_without_leaving_filters_behind() -> None:
     files = [save(QUADRANTS, kind, **LOSSLESS[kind]) for kind in LOSSLESS]
     before, failures = list(warnings.filters), []
@@ -417,10 +451,12 @@ def test_threads_share_pillow_without_leaving_filters_behind() -> None:
 
 
 def test_heic_without_the_extra_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec, "_heic_opens", lambda: False)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # what import then finds is nothing
+    codec._heic_opens.cache_clear()
     for brands in (b"heic\0\0\0\0mif1heic", b"mif1\0\0\0\0mif1heix"):
         with pytest.raises(NotAnImage, match=r"vision-service\[heic\]"):
             decode(struct.pack(">I", 8 + len(brands)) + b"ftyp" + brands + bytes(64))
+    codec._heic_opens.cache_clear()
 
 
 def test_heic_opens_once_the_extra_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,6 +102,19 @@ def test_a_caption_is_whole_and_inside_wherever_the_box_lies(box: tuple[float, f
     assert abs(found[1] - middle[1]) <= 4
 
 
+def test_a_plate_has_a_dark_border_and_dark_letters_on_its_colour() -> None:
+    ground = np.full((480, 640, 3), 255, np.uint8)
+    box = (100, 200, 400, 400)
+    out = draw(ground, [Mark(box, "person 90%", 1)])
+    rows, columns = np.nonzero(changed(draw(ground, [Mark(box, "", 1)]), out))
+    plate = out[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    for border in (plate[0], plate[:, 0], plate[:, -1]):  # the lower one lies on the rim of the box
+        assert (border == 16).all(axis=1).mean() > 0.9
+    shares = [(plate == tone).all(axis=2).mean() for tone in (color(1), (16, 16, 16))]
+    assert shares[0] > 0.5
+    assert shares[1] > 0.1
+
+
 def plates_seen(marks: list[Mark], height: int = 480, width: int = 640) -> list[int]:
     """For each mark the number of pixels of its own colour that its caption adds."""
     ground = np.zeros((height, width, 3), np.uint8)
@@ -130,6 +143,7 @@ def test_a_crowd_keeps_the_captions_that_can_be_read() -> None:
     seen = np.array(plates_seen(marks))
     whole = np.median(seen[seen > 500])
     assert 20 < (seen > 0.7 * whole).sum() < 120
+    assert not ((seen > 0) & (seen < 0.6 * whole)).any()
     assert seen[0] > 0.9 * whole
     assert changed(out, np.zeros_like(out)).mean() < 0.95
 

@@ -12,7 +12,17 @@ from PIL import Image
 from skimage import data as photos
 from skimage.transform import SimilarityTransform
 
-from service.imaging.transforms import Interpolation, Placement, center_crop, fit, letterbox, resize, similarity, warp
+from service.imaging.transforms import (
+    Interpolation,
+    Placement,
+    center_crop,
+    fit,
+    letterbox,
+    resize,
+    similarity,
+    use_one_thread,
+    warp,
+)
 
 Array = NDArray[Any]
 SMOOTH = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC, "area": Image.Resampling.BOX}
@@ -181,6 +191,15 @@ def test_to_photo_takes_boxes_and_landmarks_of_any_shape() -> None:
     assert placement.to_photo(landmarks).shape == (3, 4, 10)
     assert np.all(placement.to_photo(landmarks) == 100)
     assert placement.to_photo(np.empty((0, 4), np.float32)).shape == (0, 4)
+
+
+def test_one_thread_is_what_opencv_then_uses() -> None:
+    before = cv2.getNumThreads()
+    try:
+        use_one_thread()
+        assert cv2.getNumThreads() == 1
+    finally:
+        cv2.setNumThreads(before)
 
 
 POINTS = st.lists(st.tuples(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3)), min_size=2, max_size=8)

