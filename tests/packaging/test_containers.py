@@ -1,0 +1,110 @@
+"""What images and compose promise: small rights, nothing written outside the volume, the same service on both devices."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+Stage = list[tuple[str, str]]
+
+
+@pytest.fixture(scope="module")
+def stages(root: Path) -> dict[str, Stage]:
+    """Each stage's instructions as (name, text), by the stage's name."""
+    text = (root / "docker" / "Dockerfile").read_text(encoding="utf-8")
+    text = re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE)
+    found: dict[str, Stage] = {}
+    for line in re.sub(r"\\\n\s*", "", text).splitlines():
+        name, _, rest = line.partition(" ")
+        if name == "FROM":
+            found[rest.rpartition(" AS ")[2]] = [(name, rest)]
+        elif name and found:
+            found[list(found)[-1]].append((name, rest))
+    return found
+
+
+def one(stage: Stage, name: str) -> str:
+    (value,) = (rest for instruction, rest in stage if instruction == name)
+    return value
+
+
+@pytest.fixture(scope="module")
+def compose(root: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = YAML(typ="safe").load((root / "docker-compose.yml").read_text(encoding="utf-8"))
+    return loaded
+
+
+def test_both_images_run_the_same_service(stages: dict[str, Stage]) -> None:
+    def plain(device: str) -> Stage:
+        kept = [item for item in stages[device] if item[0] != "LABEL"]
+        return [
+            (name, rest.replace(f"-{device}", "").replace(" VISION_DEVICE=cuda", "").replace(f"AS {device}", ""))
+            for name, rest in kept
+        ]
+
+    assert plain("cpu") == plain("gpu")
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_an_image_runs_as_a_fixed_user_without_root(stages: dict[str, Stage], device: str) -> None:
+    user, group = one(stages[device], "USER").split(":")
+    assert int(user) >= 10_000
+    assert f"--uid {user} " in dict(stages[device])["RUN"]
+    assert f"--chown={user}:{group} /data /data" in [rest for name, rest in stages[device] if name == "COPY"][-1]
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_an_image_starts_without_a_shell_and_writes_only_into_its_volume(stages: dict[str, Stage], device: str) -> None:
+    stage = stages[device]
+    assert json.loads(one(stage, "ENTRYPOINT")) == ["vision-service"]
+    assert json.loads(one(stage, "CMD"))[:3] == ["serve", "--host", "0.0.0.0"]
+    assert one(stage, "EXPOSE") == "8000"
+    values = dict(pair.split("=", 1) for pair in one(stage, "ENV").split())
+    assert values["VISION_DATA_DIR"] == "/data"
+    assert values["HOME"] == "/tmp"
+    assert values["PYTHONDONTWRITEBYTECODE"] == "1"
+    assert values.get("VISION_DEVICE") == ("cuda" if device == "gpu" else None)
+
+
+def test_the_gpu_image_takes_cuda_from_its_base(stages: dict[str, Stage]) -> None:
+    assert "[cuda" not in str(stages["venv-gpu"])
+    assert "onnxruntime-gpu" in str(stages["venv-gpu"])
+    assert "onnxruntime-gpu" not in str(stages["venv-cpu"])
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_compose_gives_a_service_small_rights(compose: dict[str, Any], device: str) -> None:
+    service = compose["services"][device]
+    assert service["profiles"] == [device]
+    assert service["build"]["target"] == device
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert [item.split(":")[0] for item in service["tmpfs"]] == ["/tmp"]
+    assert service["volumes"] == ["models:/data"]
+    assert service["ports"] == ["${BIND:-127.0.0.1}:${PORT:-8000}:8000"]
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_compose_and_image_ask_the_same_question(compose: dict[str, Any], stages: dict[str, Stage], device: str) -> None:
+    options, _, command = one(stages[device], "HEALTHCHECK").partition("CMD ")
+    check = compose["services"][device]["healthcheck"]
+    assert check["test"] == ["CMD", *json.loads(command)]
+    given = dict(re.findall(r"--([a-z-]+)=(\S+)", options))
+    assert given == {name.replace("_", "-"): str(value) for name, value in check.items() if name != "test"}
+    compile(check["test"][3], "healthcheck", "exec")
+
+
+def test_only_the_gpu_service_asks_for_a_gpu(compose: dict[str, Any]) -> None:
+    (device,) = compose["services"]["gpu"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+    assert "deploy" not in compose["services"]["cpu"]
+
+
+def test_the_build_context_holds_what_the_image_copies(stages: dict[str, Stage], root: Path) -> None:
+    kept = {line[1:] for line in (root / ".dockerignore").read_text(encoding="utf-8").splitlines() if line.startswith("!")}
+    copied = {name for kind, rest in stages["wheel"] if kind == "COPY" for name in rest.split()[:-1]}
+    assert copied == kept
