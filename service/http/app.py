@@ -1,0 +1,140 @@
+"""create_app: the one place where engine, routes and middleware are put together.
+
+server -> ServerErrorMiddleware -> Access -> Methods -> exception handlers -> routes -> Workers -> Engine
+"""
+
+import asyncio
+import logging
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+
+from service import __version__
+from service.engine import Engine
+from service.errors import InputError, OptionInvalid, SetupError, VisionError
+from service.http import health, logs, openapi, routes
+from service.http.access import Access
+from service.http.guards import Workers
+from service.http.methods import Methods, allowed_methods
+from service.http.problems import MethodUnsupported, PathUnknown, respond
+from service.http.tasks import TASKS
+from service.settings import Settings
+
+logger = logging.getLogger("service.http")
+CLOSING_SECONDS = 5.0  # that a model still being loaded is waited for when the process is told to stop
+
+
+def from_env() -> FastAPI:
+    """The application on an engine with the settings of the environment: what `uvicorn --factory` calls in each process."""
+    settings = Settings.from_env()
+    logs.configure(settings.log_level)
+    return create_app(Engine(settings))
+
+
+def stop_process() -> None:
+    """Ask the server to stop, as an operator would."""
+    signal.raise_signal(signal.SIGTERM)
+
+
+def create_app(engine: Engine, *, give_up: Callable[[], None] = stop_process) -> FastAPI:
+    """The HTTP face of `engine`, which is started and closed with the application.
+
+    Models are loaded in the background: until they are ready, tasks and /health/ready answer 503. `give_up` is called when the
+    engine cannot be started; the log says why.
+    """
+    workers = Workers.of(engine.settings)
+    app = FastAPIOffline(
+        title="vision-service",
+        version=__version__,
+        summary="Classify pictures, find objects, compare faces, paint photos",
+        description=openapi.DESCRIPTION,
+        lifespan=_lifespan(engine, workers, give_up),
+        redirect_slashes=False,
+        swagger_ui_parameters={"validatorUrl": None, "defaultModelsExpandDepth": 0, "displayRequestDuration": True},
+    )
+    app.add_middleware(Methods, routes=app.routes)
+    app.add_middleware(Access)
+    _add_handlers(app)
+
+    for task in TASKS:
+        _add(app, "POST", task.path, routes.task_endpoint(task, engine, workers), openapi.task(task, engine.settings))
+    _add(app, "GET", "/models", routes.models_endpoint(engine), openapi.MODELS)
+    _add(app, "GET", "/styles", routes.styles_endpoint(engine), openapi.STYLES)
+    _add(app, "GET", "/styles/{name}/thumbnail.jpg", routes.thumbnail_endpoint(engine, workers), openapi.THUMBNAIL)
+    _add(app, "GET", "/health/live", health.live, openapi.LIVE)
+    _add(app, "GET", "/health/ready", health.ready_endpoint(engine), openapi.READY)
+    _add(app, "GET", "/problems/{code}", routes.explain_problem, openapi.PROBLEM)
+    _add(app, "GET", "/", routes.landing_endpoint(__version__, [task.path for task in TASKS]), openapi.LANDING)
+    openapi.add_components(app)
+    return app
+
+
+def _add(app: FastAPI, method: str, path: str, endpoint: routes.Endpoint, operation: openapi.Operation) -> None:
+    app.add_api_route(path, endpoint, methods=[method], response_model=None, response_class=Response, **operation)
+
+
+def _add_handlers(app: FastAPI) -> None:
+    """Whatever is raised in a route or instead of one becomes a problem; what is not named here, Access answers."""
+
+    async def vision_error(request: Request, error: Exception) -> Response:
+        if not isinstance(error, VisionError):
+            raise error
+        response = respond(error, request.scope)
+        if response.status_code == 500:
+            logger.error("request failed", exc_info=error, extra={"request_id": request.scope["state"]["request_id"]})
+        return response
+
+    async def http_exception(request: Request, error: Exception) -> Response:
+        return respond(_translate(request, error), request.scope)
+
+    async def validation_error(request: Request, error: Exception) -> Response:
+        if not isinstance(error, RequestValidationError):
+            raise error
+        first = error.errors()[0]
+        return respond(OptionInvalid(str(first["loc"][-1]), str(first["msg"])), request.scope)
+
+    app.add_exception_handler(VisionError, vision_error)
+    app.add_exception_handler(HTTPException, http_exception)
+    app.add_exception_handler(RequestValidationError, validation_error)
+
+
+def _translate(request: Request, error: Exception) -> VisionError:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    if status == 404:
+        return PathUnknown(f"there is nothing at {request.url.path!r:.200}; /docs shows what is here")
+    if status == 405:
+        return MethodUnsupported(request.method, allowed_methods(request.app.routes, request.scope))
+    return InputError(str(error)) if status < 500 else VisionError(str(error))
+
+
+def _lifespan(
+    engine: Engine, workers: Workers, give_up: Callable[[], None]
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    def start() -> None:
+        try:
+            engine.start()
+            logger.info("ready", extra={"models": [card.name for card in engine.describe()]})
+        except SetupError as error:
+            logger.critical("%s: %s", error.title, error)
+            give_up()
+        except Exception:
+            logger.critical("the engine could not be started", exc_info=True)
+            give_up()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        starter = threading.Thread(target=start, name="start", daemon=True)
+        starter.start()
+        yield
+        await asyncio.to_thread(workers.close)
+        await asyncio.to_thread(starter.join, CLOSING_SECONDS)
+        if not starter.is_alive():
+            await asyncio.to_thread(engine.close)
+
+    return lifespan

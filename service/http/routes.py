@@ -1,0 +1,150 @@
+"""What stands behind each path: the tasks from their table, and the pages that say what is here."""
+
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.engine import Engine, ModelCard
+from service.errors import NotReady, StyleUnknown
+from service.http.guards import Workers
+from service.http.negotiation import JSON, choose
+from service.http.problems import KINDS, PathUnknown
+from service.http.tasks import Task
+from service.http.uploads import read_upload
+from service.tasks.stylize import StyleInfo
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+PAGE = Path(__file__).parent / "static" / "index.html"
+HTML = "text/html"
+THUMBNAIL_AGE = 3600  # seconds that a thumbnail may be cached
+
+
+class Models(BaseModel):
+    """Answer of GET /models."""
+
+    models: list[ModelCard]
+
+
+class StyleCard(StyleInfo):
+    thumbnail: str = Field(description="path of a sample photo painted in this style, a JPEG")
+
+
+class Styles(BaseModel):
+    """Answer of GET /styles."""
+
+    styles: list[StyleCard]
+
+
+class Links(BaseModel):
+    """Answer of GET / for programs: where everything is."""
+
+    service: str = "vision-service"
+    version: str
+    tasks: list[str] = Field(description="paths that take pictures, by POST")
+    models: str = "/models"
+    styles: str = "/styles"
+    ready: str = "/health/ready"
+    docs: str = "/docs"
+    openapi: str = "/openapi.json"
+
+
+class Explanation(BaseModel):
+    """Answer of GET /problems/{code}."""
+
+    code: str
+    title: str
+    status: int
+    remedy: str = Field(description="what the caller can do")
+
+
+def accept_of(request: Request) -> str:
+    """The Accept header, all its lines as one."""
+    return ", ".join(request.headers.getlist("accept"))
+
+
+def as_json(answer: BaseModel) -> Response:
+    return Response(answer.model_dump_json(), media_type=JSON)
+
+
+def task_endpoint(task: Task[Any], engine: Engine, workers: Workers) -> Endpoint:
+    """Guards, then the body, then the engine: nothing is read for a request that cannot be served."""
+    vary = {"Vary": "Accept"} if len(task.offers) > 1 else {}
+
+    async def endpoint(request: Request) -> Response:
+        require_ready(engine)
+        workers.check()
+        async with workers.deadline():
+            upload = await read_upload(request, task.fields, task.options, engine.settings.max_body_bytes)
+            media = task.media(upload.options, accept_of(request))
+            job = partial(task.answer_upload, engine, upload, media, time.perf_counter())
+            reply = await workers.run(job, request.receive)
+        return Response(reply.body, headers={**vary, **reply.headers}, media_type=reply.media)
+
+    endpoint.__name__ = task.path.strip("/").replace("-", "_")
+    return endpoint
+
+
+def require_ready(engine: Engine) -> None:
+    """Raises NotReady naming the models that have not answered a warm-up run."""
+    if not engine.ready:
+        raise NotReady(f"models are still being prepared: {', '.join(engine.pending)}", retry_after=2.0)
+
+
+def models_endpoint(engine: Engine) -> Endpoint:
+    async def models(_: Request) -> Response:
+        return as_json(Models(models=engine.describe()))
+
+    return models
+
+
+def styles_endpoint(engine: Engine) -> Endpoint:
+    async def styles(request: Request) -> Response:
+        root = request.scope.get("root_path", "")
+        cards = [
+            StyleCard(**style.model_dump(), thumbnail=f"{root}/styles/{style.name}/thumbnail.jpg") for style in engine.styles()
+        ]
+        return as_json(Styles(styles=cards))
+
+    return styles
+
+
+def thumbnail_endpoint(engine: Engine, workers: Workers) -> Endpoint:
+    async def thumbnail(request: Request) -> Response:
+        require_ready(engine)
+        try:
+            async with workers.deadline():
+                picture = await workers.run(partial(engine.thumbnail, request.path_params["name"]), request.receive)
+        except StyleUnknown as error:
+            raise PathUnknown(str(error)) from None
+        return Response(picture, headers={"Cache-Control": f"max-age={THUMBNAIL_AGE}"}, media_type="image/jpeg")
+
+    return thumbnail
+
+
+async def explain_problem(request: Request) -> Response:
+    """What a problem's `code` means and what to do about it."""
+    code = request.path_params["code"]
+    for cls, kind in KINDS.items():
+        if cls.code == code:
+            return as_json(Explanation(code=code, title=cls.title, status=kind.status, remedy=kind.remedy))
+    raise PathUnknown(f"there is no problem {code!r:.80}; the codes are: {', '.join(sorted(cls.code for cls in KINDS))}")
+
+
+def landing_endpoint(version: str, tasks: list[str]) -> Endpoint:
+    """A page for browsers, links for programs."""
+    page, links = PAGE.read_text(encoding="utf-8").replace("{version}", version), Links(version=version, tasks=tasks)
+
+    async def landing(request: Request) -> Response:
+        if choose(accept_of(request), (JSON, HTML)) == HTML:
+            return Response(page, headers={"Vary": "Accept"}, media_type=HTML)
+        response = as_json(links)
+        response.headers["Vary"] = "Accept"
+        return response
+
+    return landing

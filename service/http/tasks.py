@@ -1,0 +1,220 @@
+"""The five tasks as HTTP sees them, in one table: what a request may carry, what runs, what comes back.
+
+    upload -> photos -> Task.run -> Reply
+
+Adding a task is a function that turns photos and options into a Reply, and a row of TASKS.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, Field
+
+from service.annotate import draw_detections, draw_faces
+from service.engine import Engine, StylizeAnswer
+from service.errors import InputError, ModelUnknown, NoFace, SeveralFaces, StyleUnknown, VisionError
+from service.http.negotiation import JSON, PICTURES, choose
+from service.http.uploads import Fields, ImageBytes, Upload
+from service.imaging.codec import encode
+from service.photo import Photo
+from service.tasks.classify import ClassifyAnswer, ClassifyOptions
+from service.tasks.detect import DetectAnswer, DetectOptions
+from service.tasks.faces import DetectFacesAnswer, DetectFacesOptions, VerifyFaceAnswer, VerifyFaceOptions
+from service.tasks.stylize import StylizeOptions
+from service.tasks.task import Pixels, Strict
+
+Options = TypeVar("Options", bound=Strict)
+Photos = Mapping[str, Photo]
+DRAWN = (JSON, PICTURES["jpeg"], PICTURES["png"], PICTURES["webp"])
+PAINTED = (PICTURES["png"], PICTURES["jpeg"], PICTURES["webp"])
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A finished answer: its bytes and how to label them."""
+
+    body: bytes
+    media: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class Drawable(Strict):
+    """What a task's options gain where its answer can be drawn on the photo."""
+
+    format: Literal["json", "jpeg", "png", "webp"] | None = Field(
+        None, description="answer with JSON, or with the photo and the result drawn on it; wins over the Accept header"
+    )
+
+
+class DrawnDetectOptions(Drawable, DetectOptions):
+    pass
+
+
+class DrawnDetectFacesOptions(Drawable, DetectFacesOptions):
+    pass
+
+
+@dataclass(frozen=True)
+class Task(Generic[Options]):
+    """One row: `run(engine, photos, options, media)` gives the answer as `media`, one of `offers` (the first is the default).
+
+    `answer` is the JSON answer's model, None where the answer is always a picture; `errors` are those of this task alone.
+    """
+
+    path: str
+    summary: str
+    description: str
+    fields: Fields
+    options: type[Options]
+    answer: type[BaseModel] | None
+    offers: tuple[str, ...]
+    run: Callable[[Engine, Photos, Options, str], Reply]
+    errors: tuple[type[VisionError], ...] = (ModelUnknown,)
+
+    def media(self, options: Options, accept: str | None) -> str:
+        """The media type to answer with: the format option where it was given, else what the client accepts most.
+
+        Raises NotAcceptable.
+        """
+        if "format" in options.model_fields_set:
+            asked = {"json": JSON, **PICTURES}.get(str(getattr(options, "format", None)))
+            if asked in self.offers:
+                return asked
+        return choose(accept, self.offers)
+
+    def answer_upload(self, engine: Engine, upload: Upload[Options], media: str, arrived: float) -> Reply:
+        """Decode the images and run the task, on the calling thread. `arrived`: the time.perf_counter() moment when the upload
+        was complete; what it has waited since counts as queue. Raises whatever the engine raises."""
+        waited = time.perf_counter() - arrived
+        photos = _decode(engine, upload.images)
+        for photo in photos.values():
+            photo.timing.waited(waited)
+        return self.run(engine, photos, upload.options, media)
+
+
+def _decode(engine: Engine, images: Mapping[str, ImageBytes]) -> Photos:
+    photos: dict[str, Photo] = {}
+    for name, data in images.items():
+        try:
+            photos[name] = engine.decode(data)
+        except InputError as error:
+            error.photo = name
+            if len(images) > 1:
+                error.args = (f"{name}: {error}",)
+            raise
+    return photos
+
+
+def _as_json(answer: BaseModel) -> Reply:
+    return Reply(answer.model_dump_json().encode(), JSON)
+
+
+def _as_picture(make: Callable[[], bytes], media: str, answer: DetectAnswer | DetectFacesAnswer | StylizeAnswer) -> Reply:
+    """`make` draws and encodes; that time joins the engine's stages in the Server-Timing header."""
+    start = time.perf_counter()
+    body = make()
+    stages = {**answer.timing_ms.model_dump(), "encode": (time.perf_counter() - start) * 1e3}
+    stages["total"] += stages["encode"]
+    headers = {
+        "X-Model": answer.model.name,
+        "X-Model-Version": answer.model.version,
+        "X-Provider": answer.model.provider,
+        "X-Image-Width": str(answer.image.width),
+        "X-Image-Height": str(answer.image.height),
+        "Server-Timing": ", ".join(f"{stage};dur={spent:.1f}" for stage, spent in stages.items()),
+    }
+    return Reply(body, media, headers)
+
+
+def _encode(pixels: Pixels, media: str) -> bytes:
+    return encode(pixels, media.removeprefix("image/"))  # type: ignore[arg-type]
+
+
+def _classify(engine: Engine, photos: Photos, options: ClassifyOptions, _: str) -> Reply:
+    return _as_json(engine.classify(photos["image"], options))
+
+
+def _detect(engine: Engine, photos: Photos, options: DrawnDetectOptions, media: str) -> Reply:
+    pixels, answer = photos["image"].pixels, engine.detect(photos["image"], options)
+    if media == JSON:
+        return _as_json(answer)
+    return _as_picture(lambda: _encode(draw_detections(pixels, answer.predictions), media), media, answer)
+
+
+def _detect_faces(engine: Engine, photos: Photos, options: DrawnDetectFacesOptions, media: str) -> Reply:
+    pixels, answer = photos["image"].pixels, engine.detect_faces(photos["image"], options)
+    if media == JSON:
+        return _as_json(answer)
+    return _as_picture(lambda: _encode(draw_faces(pixels, answer.faces), media), media, answer)
+
+
+def _verify_face(engine: Engine, photos: Photos, options: VerifyFaceOptions, _: str) -> Reply:
+    return _as_json(engine.verify_face(photos["image1"], photos["image2"], options))
+
+
+def _stylize(engine: Engine, photos: Photos, options: StylizeOptions, media: str) -> Reply:
+    options = options.model_copy(update={"format": media.removeprefix("image/")})
+    answer = engine.stylize(photos["image"], options, style_image=photos.get("style_image"))
+    return _as_picture(answer.encode, media, answer)
+
+
+TASKS: tuple[Task[Any], ...] = (
+    Task(
+        path="/classify",
+        summary="What is on a photo",
+        description="The `top_k` most probable classes, best first. Confidences are a softmax that sums to 1 over all classes.",
+        fields=Fields(("image",)),
+        options=ClassifyOptions,
+        answer=ClassifyAnswer,
+        offers=(JSON,),
+        run=_classify,
+    ),
+    Task(
+        path="/detect",
+        summary="Which objects are on a photo, and where",
+        description="Objects with their boxes, the most confident first. With `Accept: image/jpeg` (or png, webp), or with "
+        "`format`, the answer is the photo with boxes and labels drawn on it.",
+        fields=Fields(("image",)),
+        options=DrawnDetectOptions,
+        answer=DetectAnswer,
+        offers=DRAWN,
+        run=_detect,
+    ),
+    Task(
+        path="/detect-faces",
+        summary="Where the faces on a photo are",
+        description="Faces with five landmarks each (left and right are the person's own), the most confident first; drawn on the "
+        "photo with `Accept: image/jpeg` (or png, webp), or with `format`.",
+        fields=Fields(("image",)),
+        options=DrawnDetectFacesOptions,
+        answer=DetectFacesAnswer,
+        offers=DRAWN,
+        run=_detect_faces,
+    ),
+    Task(
+        path="/verify-face",
+        summary="Do two photos show the same person",
+        description="Compares one face of each photo, the most prominent one unless `face` says otherwise. A photo without a face "
+        "is an error that names the photo, never the answer 'different'.",
+        fields=Fields(("image1", "image2")),
+        options=VerifyFaceOptions,
+        answer=VerifyFaceAnswer,
+        offers=(JSON,),
+        run=_verify_face,
+        errors=(ModelUnknown, NoFace, SeveralFaces),
+    ),
+    Task(
+        path="/stylize",
+        summary="Paint a photo in a style",
+        description="In a built-in style (GET /styles), in a blend of them like `name:0.6,other:0.4`, or in the style of the "
+        "picture sent as `style_image`. Model, size and timing are in the headers.",
+        fields=Fields(("image",), ("style_image",)),
+        options=StylizeOptions,
+        answer=None,
+        offers=PAINTED,
+        run=_stylize,
+        errors=(ModelUnknown, StyleUnknown),
+    ),
+)

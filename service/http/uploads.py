@@ -1,0 +1,230 @@
+"""A request's body as images and options: multipart form, raw image, or JSON with base64.
+
+    Request -> media type -> _read_form | _read_raw | _read_json -> images and given options -> Upload
+
+The body is counted while it streams in and refused as soon as it is over the limit; by Content-Length before a byte is read.
+"""
+
+import asyncio
+import binascii
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, NoReturn, TypeVar
+
+from python_multipart.multipart import parse_options_header
+from starlette.requests import Request
+
+from service.errors import BodyTooLarge, ImageMissing, MalformedBody, OptionInvalid, UnsupportedMedia
+from service.http.forms import MAX_TEXT, FormReader, Part
+from service.http.options import read_options
+from service.tasks.task import Strict
+
+Options = TypeVar("Options", bound=Strict)
+ImageBytes = bytes | bytearray
+FORM, JSON, BYTES = "multipart/form-data", "application/json", "application/octet-stream"
+LONG_JSON = 256 * 2**10  # bytes from which JSON is parsed off the event loop
+DATA_URI = re.compile(r"data:[\w.+-]*/?[\w.+-]*(?:;[\w.+-]+=[^;,]*)*;base64,", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The image fields of a route: `required` ones first, in the order that the route names them."""
+
+    required: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.required + self.optional
+
+    @property
+    def raw(self) -> str | None:
+        """The field that a raw body stands for: the required one, where there is just one."""
+        return self.required[0] if len(self.required) == 1 else None
+
+
+@dataclass(frozen=True)
+class Upload(Generic[Options]):
+    """What arrived: encoded images by field name, and the validated options."""
+
+    images: Mapping[str, ImageBytes]
+    options: Options
+
+
+@dataclass
+class _Given:
+    """What a body held, before it is checked against the route: `arrived` names every field, for messages."""
+
+    images: dict[str, ImageBytes] = field(default_factory=dict)
+    options: list[tuple[str, Any]] = field(default_factory=list)
+    arrived: list[str] = field(default_factory=list)
+    cut: list[str] = field(default_factory=list)
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object as it was written, so that a key given twice can be told."""
+
+
+async def read_upload(request: Request, fields: Fields, kind: type[Options], max_bytes: int) -> Upload[Options]:
+    """Read and check a request's body and query. The images are not decoded here.
+
+    Raises BodyTooLarge, UnsupportedMedia, MalformedBody, ImageMissing, OptionInvalid; ClientDisconnect when the client goes away.
+    """
+    media, parameters = parse_options_header(request.headers.get("content-type"))
+    announced = _announced(request, max_bytes)
+    given = await _read_body(request, media.decode("latin-1"), parameters, fields, max_bytes, announced)
+    _check_images(given, fields)
+    options = read_options(kind, request.query_params.multi_items(), given.options, fields.names)
+    if given.cut:
+        raise OptionInvalid(given.cut[0], f"{given.cut[0]} is too long; an option has at most {MAX_TEXT} bytes")
+    return Upload(given.images, options)
+
+
+async def _read_body(
+    request: Request, media: str, parameters: Mapping[bytes, bytes], fields: Fields, max_bytes: int, announced: int | None
+) -> _Given:
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise UnsupportedMedia(f"the body is encoded as {encoding!r:.80}; send it as it is, without Content-Encoding")
+    if announced == 0:
+        return _Given()
+    if media == FORM:
+        return await _read_form(request, parameters, fields, max_bytes)
+    if media == JSON:
+        body = await _read_whole(request, max_bytes)
+        return await asyncio.to_thread(_from_json, body, fields) if len(body) > LONG_JSON else _from_json(body, fields)
+    if (media.startswith("image/") or media == BYTES) and fields.raw:
+        return _Given({fields.raw: await _read_whole(request, max_bytes)}, arrived=[fields.raw])
+    raise _refusal(media, fields)
+
+
+def _announced(request: Request, max_bytes: int) -> int | None:
+    """Bytes that the request says it carries; None when it does not say (chunked)."""
+    if "transfer-encoding" in request.headers:
+        return None
+    length = request.headers.get("content-length", "0")
+    if not (length.isascii() and length.isdigit() and len(length) < 20):
+        raise MalformedBody(f"Content-Length {length!r:.40} is not a number")
+    if int(length) > max_bytes:
+        raise BodyTooLarge(f"the body has {int(length)} bytes; at most {max_bytes} are taken")
+    return int(length)
+
+
+class _Meter:
+    """Counts a body. Raises BodyTooLarge at the first byte over the limit."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._left = self._limit = max_bytes
+
+    def count(self, chunk: bytes) -> bytes:
+        self._left -= len(chunk)
+        if self._left < 0:
+            raise BodyTooLarge(f"the body has more than {self._limit} bytes; no more are taken")
+        return chunk
+
+
+async def _read_whole(request: Request, max_bytes: int) -> bytearray:
+    meter, body = _Meter(max_bytes), bytearray()
+    async for chunk in request.stream():
+        body += meter.count(chunk)
+    return body
+
+
+async def _read_form(request: Request, parameters: Mapping[bytes, bytes], fields: Fields, max_bytes: int) -> _Given:
+    boundary = parameters.get(b"boundary")
+    if not boundary:
+        raise MalformedBody("the Content-Type of the form names no boundary; let the HTTP client set this header")
+    meter, reader = _Meter(max_bytes), FormReader(boundary, fields.names)
+    empty = True
+    async for chunk in request.stream():
+        if chunk:
+            reader.feed(meter.count(chunk))
+            empty = False
+    return _Given() if empty else _from_parts(reader.finish(), fields)
+
+
+def _from_parts(parts: Sequence[Part], fields: Fields) -> _Given:
+    given = _Given()
+    for part in parts:
+        given.arrived.append(part.name)
+        if part.name in fields.names:
+            _add_image_part(given, part)
+        else:
+            given.options.append((part.name, part.data.decode(errors="replace")))
+            if part.cut:
+                given.cut.append(part.name)
+    return given
+
+
+def _add_image_part(given: _Given, part: Part) -> None:
+    if not part.data and not part.filename:
+        return  # what a browser sends for a file input that was left empty
+    if part.name in given.images:
+        raise MalformedBody(f"the image {part.name!r} is given more than once")
+    if part.filename is None and len(part.data) < 1024 and part.data.isascii():
+        hint = f"the field {part.name!r} holds the text {part.data.decode()[:60]!r}, not a file"
+        raise ImageMissing(f"{hint}; with curl a file is sent as -F {part.name}=@path")
+    given.images[part.name] = part.data
+
+
+def _from_json(body: ImageBytes, fields: Fields) -> _Given:
+    if not body:
+        return _Given()
+    try:
+        pairs = json.loads(body, object_pairs_hook=_Pairs, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise MalformedBody(f"the body is not valid JSON: {error}") from None
+    if not isinstance(pairs, _Pairs):
+        raise MalformedBody(f'the JSON body is not an object; send one like {{"{fields.names[0]}": "<base64>"}}')
+    given = _Given()
+    for name, value in pairs:
+        if name in given.arrived:
+            raise MalformedBody(f"the JSON key {name!r:.80} is given more than once")
+        given.arrived.append(name)
+        if name not in fields.names:
+            given.options.append((name, value))
+        elif value is not None and value != "":
+            given.images[name] = _from_base64(name, value)
+    return given
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _from_base64(name: str, value: object) -> bytes:
+    """Bytes of base64 text or of a data: URI; both alphabets (RFC 4648, sections 4 and 5), line breaks and missing padding go."""
+    if not isinstance(value, str):
+        raise MalformedBody(f"{name} is not a text; send the image as base64 or as a data: URI")
+    if value[:8].lower().startswith(("http://", "https://")):
+        raise MalformedBody(f"{name} is a link; links are not followed, send the image itself as base64")
+    if value[:5].lower() == "data:":
+        prefix = DATA_URI.match(value)
+        if prefix is None:
+            raise MalformedBody(f"{name} is a data: URI that cannot be read; it should be like data:image/jpeg;base64,...")
+        value = value[prefix.end() :]
+    if any(mark in value for mark in "\r\n\t -_="):
+        value = "".join(value.split()).replace("-", "+").replace("_", "/").rstrip("=")
+    try:
+        return binascii.a2b_base64(value + "=" * (-len(value) % 4), strict_mode=True)
+    except ValueError as error:
+        raise MalformedBody(f"{name} is not valid base64: {str(error).lower()}") from None
+
+
+def _check_images(given: _Given, fields: Fields) -> None:
+    for name in fields.names:
+        if name in given.images and not given.images[name]:
+            raise ImageMissing(f"the image {name!r} is empty")
+    for name in fields.required:
+        if name not in given.images:
+            arrived = ", ".join(repr(other)[:80] for other in given.arrived[:10]) or "none"
+            raise ImageMissing(f"there is no image in the field {name!r}; the fields that arrived: {arrived}")
+
+
+def _refusal(media: str, fields: Fields) -> UnsupportedMedia:
+    names = " and ".join(f"'{name}'" for name in fields.required)
+    raw = "" if fields.raw is None else "a raw body with an image/* content type, "
+    ways = f"send {FORM} with the file in {names}, {raw}or {JSON} with base64 in {names}"
+    return UnsupportedMedia(f"the content type is {media or 'missing'!r:.80}; {ways}")

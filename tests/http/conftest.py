@@ -1,0 +1,170 @@
+"""A fake engine with the real one's face: it decodes for real, answers at once, and can be told to fail, wait or not be ready."""
+
+import io
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from service.engine import ModelCard, StylizeAnswer
+from service.errors import ModelUnknown, NoFace, StyleUnknown
+from service.http.app import create_app
+from service.http.examples import ANSWERS
+from service.photo import Photo, open_photo
+from service.settings import Settings
+from service.tasks.classify import ClassifyAnswer
+from service.tasks.detect import DetectAnswer
+from service.tasks.faces import DetectFacesAnswer, VerifyFaceAnswer
+from service.tasks.stylize import StyleInfo
+from service.tasks.task import ModelInfo
+
+
+class FakeEngine:
+    """`calls` are (method, options) in order; `before` runs at the start of every call, on the worker's thread."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = Settings(**settings)
+        self.calls: list[tuple[str, Any]] = []
+        self.before: Callable[[], None] = lambda: None
+        self.on_start: Callable[[], None] = lambda: None
+        self.started = threading.Event()
+        self.closed = False
+
+    ready = property(lambda self: self.started.is_set() and not self.closed)
+    pending = property(lambda self: [] if self.ready else ["yolov3-tiny"])
+
+    def start(self) -> None:
+        self.on_start()
+        self.started.set()
+
+    def close(self) -> None:
+        self.closed = True
+
+    def decode(self, image: Any) -> Photo:
+        return open_photo(image, self.settings)
+
+    def _answer(self, name: str, path: str, model: type, options: Any, photo: Photo | None = None) -> Any:
+        self.calls.append((name, options))
+        self.before()
+        if options.model == "nope":
+            raise ModelUnknown("nope", ["yolov3-tiny"])
+        answer = ANSWERS[path] if photo is None else ANSWERS[path] | {"image": photo.info.model_dump()}
+        return model.model_validate(answer)
+
+    def classify(self, image: Photo, options: Any) -> ClassifyAnswer:
+        return self._answer("classify", "/classify", ClassifyAnswer, options, image)
+
+    def detect(self, image: Photo, options: Any) -> DetectAnswer:
+        return self._answer("detect", "/detect", DetectAnswer, options, image)
+
+    def detect_faces(self, image: Photo, options: Any) -> DetectFacesAnswer:
+        return self._answer("detect_faces", "/detect-faces", DetectFacesAnswer, options, image)
+
+    def verify_face(self, image1: Photo, image2: Photo, options: Any) -> VerifyFaceAnswer:
+        if image2.pixels.shape[:2] == (64, 64):
+            raise NoFace("image2", "no face was found in image2")
+        return self._answer("verify_face", "/verify-face", VerifyFaceAnswer, options)
+
+    def stylize(self, image: Photo, options: Any, *, style_image: Photo | None = None) -> StylizeAnswer:
+        self.calls.append(("stylize", (options, style_image)))
+        self.before()
+        if options.style == "crayon":
+            raise StyleUnknown("crayon", ["ink-wash"])
+        model = ModelInfo.model_validate(ANSWERS["/classify"]["model"])
+        return StylizeAnswer(255 - image.pixels, model, image.info, image.timing.report(), options)
+
+    def styles(self) -> list[StyleInfo]:
+        return [StyleInfo.model_validate({k: v for k, v in ANSWERS["/styles"]["styles"][0].items() if k != "thumbnail"})]
+
+    def thumbnail(self, name: str) -> bytes:
+        if name != "ink-wash":
+            raise StyleUnknown(name, ["ink-wash"])
+        return picture("JPEG")
+
+    def describe(self) -> list[ModelCard]:
+        return [ModelCard.model_validate(card) for card in ANSWERS["/models"]["models"]]
+
+
+def picture(kind: str = "JPEG", width: int = 640, height: int = 480) -> bytes:
+    """An encoded picture of smooth colours."""
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    file = io.BytesIO()
+    Image.fromarray(np.stack([x, y, 255 - x], axis=-1).astype(np.uint8)).save(file, kind)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def make_picture() -> Callable[..., bytes]:
+    return picture
+
+
+@pytest.fixture(scope="session")
+def jpeg() -> bytes:
+    return picture("JPEG")
+
+
+@pytest.fixture(scope="session")
+def make_engine() -> Callable[..., FakeEngine]:
+    return FakeEngine
+
+
+@pytest.fixture
+def fake() -> FakeEngine:
+    return FakeEngine()
+
+
+def no_give_up() -> None:
+    pytest.fail("the application gave up")
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="session")
+def wait() -> Callable[..., None]:
+    return wait_until
+
+
+@pytest.fixture
+def open_client() -> Iterator[Callable[[FakeEngine], TestClient]]:
+    """Opens a client of create_app(engine) that is started, ready, and closed after the test."""
+    clients: list[TestClient] = []
+
+    def make(engine: FakeEngine, **kwargs: Any) -> TestClient:
+        client = TestClient(create_app(engine, **{"give_up": no_give_up, **kwargs}))
+        client.__enter__()
+        clients.append(client)
+        assert engine.started.wait(5)
+        return client
+
+    yield make
+    for client in clients:
+        client.__exit__(None, None, None)
+
+
+@pytest.fixture
+def client(fake: FakeEngine, open_client: Callable[[FakeEngine], TestClient]) -> TestClient:
+    return open_client(fake)
+
+
+@pytest.fixture
+def restored_logging() -> Iterator[None]:
+    names = ("", "service", "uvicorn", "uvicorn.error", "uvicorn.access", "python_multipart")
+    before = [
+        (logging.getLogger(n), logging.getLogger(n).handlers, logging.getLogger(n).level, logging.getLogger(n).propagate)
+        for n in names
+    ]
+    yield
+    for logger, handlers, level, propagate in before:
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)

@@ -1,0 +1,236 @@
+import asyncio
+import base64
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pydantic import Field
+from starlette.requests import ClientDisconnect, Request
+
+from service.errors import BodyTooLarge, ImageMissing, MalformedBody, OptionInvalid, UnsupportedMedia, VisionError
+from service.http.forms import MAX_HEADER_BYTES, MAX_PARTS, MAX_TEXT
+from service.http.uploads import Fields, Upload, read_upload
+from service.tasks.task import Strict
+
+ONE, TWO, STYLE = Fields(("image",)), Fields(("image1", "image2")), Fields(("image",), ("style_image",))
+PHOTO = bytes(range(256)) * 40 + b"\r\n--XX\r\n--XY--"  # bytes that look nearly like the boundary
+Chunks = list[bytes]
+
+
+class Options(Strict):
+    top_k: int = Field(5, ge=1, le=10)
+    model: str | None = None
+
+
+def part(name: str, data: bytes, filename: str | None = "a.jpg", extra: str = "") -> bytes:
+    file = "" if filename is None else f'; filename="{filename}"'
+    return f'--XYZ\r\nContent-Disposition: form-data; name="{name}"{file}\r\n{extra}\r\n'.encode() + data + b"\r\n"
+
+
+def form(*parts: bytes) -> bytes:
+    return b"".join(parts) + b"--XYZ--\r\n"
+
+
+FORM = {"content-type": "multipart/form-data; boundary=XYZ"}
+JSON = {"content-type": "application/json"}
+
+
+def read(
+    chunks: Chunks | bytes,
+    headers: dict[str, str],
+    fields: Fields = ONE,
+    query: str = "",
+    limit: int = 1_000_000,
+    length: bool = True,
+) -> Upload[Any]:
+    """Run read_upload on a request with this body; `length`: announce its Content-Length, else send it chunked."""
+    chunks = [chunks] if isinstance(chunks, bytes) else chunks
+    told = {"content-length": str(sum(map(len, chunks)))} if length else {"transfer-encoding": "chunked"}
+    messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+    messages.append({"type": "http.request", "body": b"", "more_body": False})
+    return run(messages, {**told, **headers}, fields, query, limit)
+
+
+def run(
+    messages: list[dict[str, Any]], headers: dict[str, str], fields: Fields, query: str = "", limit: int = 1_000_000
+) -> Upload[Any]:
+    waiting = iter(messages)
+
+    async def receive() -> dict[str, Any]:
+        return next(waiting)
+
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": raw, "query_string": query.encode()}
+    return asyncio.run(read_upload(Request(scope, receive), fields, Options, limit))
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 64, 1000, 100_000])
+def test_a_form_is_the_same_however_it_is_cut_into_chunks(size: int) -> None:
+    body = form(part("image", PHOTO), part("top_k", b"3", None), part("model", "größe".encode(), None))
+    upload = read([body[at : at + size] for at in range(0, len(body), size)], FORM)
+    assert bytes(upload.images["image"]) == PHOTO
+    assert upload.options == Options(top_k=3, model="größe")
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "fields"),
+    [
+        (form(part("image", PHOTO)), FORM, ONE),
+        (form(part("image", PHOTO, None)), FORM, ONE),
+        (form(part("image", PHOTO), part("style_image", b"", "")), FORM, STYLE),  # a browser's untouched file input
+        (form(part("image", PHOTO), part("style_image", b"", None)), FORM, STYLE),
+        (b"a preamble\r\n" * 0 + form(part("image", PHOTO)), {"content-type": 'multipart/form-data; boundary="XYZ"'}, ONE),
+        (PHOTO, {"content-type": "image/jpeg"}, ONE),
+        (PHOTO, {"content-type": "IMAGE/PNG; x=1"}, STYLE),
+        (PHOTO, {"content-type": "application/octet-stream"}, ONE),
+        (json.dumps({"image": base64.b64encode(PHOTO).decode()}).encode(), JSON, ONE),
+        (json.dumps({"image": base64.b64encode(PHOTO).decode().rstrip("=")}).encode(), JSON, ONE),
+        (json.dumps({"image": base64.urlsafe_b64encode(PHOTO).decode(), "style_image": None}).encode(), JSON, STYLE),
+        (json.dumps({"image": base64.encodebytes(PHOTO).decode()}).encode("utf-16"), JSON, ONE),
+        (json.dumps({"image": "data:image/png;base64," + base64.b64encode(PHOTO).decode()}).encode(), JSON, ONE),
+        (json.dumps({"image": "data:;base64," + base64.b64encode(PHOTO).decode()}).encode(), JSON, ONE),
+    ],
+)
+@pytest.mark.parametrize("length", [True, False])
+def test_one_image_arrives_in_each_way(body: bytes, headers: dict[str, str], fields: Fields, length: bool) -> None:
+    upload = read(body, headers, fields, query="top_k=2", length=length)
+    assert {name: bytes(data) for name, data in upload.images.items()} == {"image": PHOTO}
+    assert upload.options == Options(top_k=2)
+
+
+def test_long_json_is_parsed_too() -> None:
+    photo = PHOTO * 40
+    upload = read(json.dumps({"image": base64.b64encode(photo).decode(), "top_k": 4}).encode(), JSON, limit=10**7)
+    assert upload.images["image"] == photo
+    assert upload.options.top_k == 4
+
+
+def b64(name: str, text: Any) -> bytes:
+    return json.dumps({name: text}).encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "fields", "error", "words"),
+    [
+        (b"", {}, ONE, ImageMissing, ["'image'", "none"]),
+        (b"", FORM, ONE, ImageMissing, ["'image'"]),
+        (b"", JSON, ONE, ImageMissing, ["'image'"]),
+        (b"", {"content-type": "image/png"}, ONE, ImageMissing, ["'image'"]),
+        (form(), FORM, ONE, ImageMissing, ["'image'", "none"]),
+        (form(part("file", PHOTO)), FORM, ONE, ImageMissing, ["'image'", "'file'"]),
+        (form(part("file", PHOTO * 20)), FORM, ONE, ImageMissing, ["'image'", "'file'"]),
+        (form(part("image1", PHOTO)), FORM, TWO, ImageMissing, ["'image2'", "'image1'"]),
+        (form(part("image", b"")), FORM, ONE, ImageMissing, ["'image' is empty"]),
+        (form(part("image", PHOTO), part("style_image", b"")), FORM, STYLE, ImageMissing, ["'style_image' is empty"]),
+        (form(part("image", b"cat.jpg", None)), FORM, ONE, ImageMissing, ["'cat.jpg'", "-F image=@path"]),
+        (b64("image", ""), JSON, ONE, ImageMissing, ["'image'"]),
+        (b64("image", None), JSON, ONE, ImageMissing, ["'image'"]),
+        (b"{}", JSON, ONE, ImageMissing, ["none"]),
+        (form(part("image", PHOTO), part("image", PHOTO)), FORM, ONE, MalformedBody, ["'image'", "more than once"]),
+        (form(part("image", PHOTO))[:-9], FORM, ONE, MalformedBody, ["closing boundary"]),
+        (form(part("image", PHOTO))[:500], FORM, ONE, MalformedBody, ["closing boundary"]),
+        (b"nonsense", FORM, ONE, MalformedBody, ["multipart"]),
+        (form(part("image", PHOTO)), {"content-type": "multipart/form-data"}, ONE, MalformedBody, ["boundary"]),
+        (
+            form(part("image", PHOTO)),
+            {"content-type": "multipart/form-data; boundary=" + "x" * 300},
+            ONE,
+            MalformedBody,
+            ["boundary"],
+        ),
+        (b"--XYZ\r\nContent-Type: image/png\r\n\r\nxx\r\n--XYZ--\r\n", FORM, ONE, MalformedBody, ["no name"]),
+        (form(*[part("x", b"1", None)] * (MAX_PARTS + 1)), FORM, ONE, MalformedBody, [str(MAX_PARTS)]),
+        (form(part("image", PHOTO, "x" * MAX_HEADER_BYTES)), FORM, ONE, MalformedBody, ["header size"]),
+        (form(part("image", PHOTO, extra="X-Y: z\r\n" * 50)), FORM, ONE, MalformedBody, ["header count"]),
+        (b"{", JSON, ONE, MalformedBody, ["not valid JSON"]),
+        (b"\xff\xfe{", JSON, ONE, MalformedBody, ["not valid JSON"]),
+        (b"[1]", JSON, ONE, MalformedBody, ["not an object", '{"image"']),
+        (b"[" * 90_000, JSON, ONE, MalformedBody, ["not valid JSON"]),
+        (b'{"image": NaN}', JSON, ONE, MalformedBody, ["NaN"]),
+        (b'{"image": "", "image": ""}', JSON, ONE, MalformedBody, ["more than once"]),
+        (b64("image", 7), JSON, ONE, MalformedBody, ["image is not a text"]),
+        (b64("image", ["x"]), JSON, ONE, MalformedBody, ["image is not a text"]),
+        (b64("image", "****"), JSON, ONE, MalformedBody, ["image is not valid base64"]),
+        (b64("image", "aGVsbG8=aGVsbG8="), JSON, ONE, MalformedBody, ["image is not valid base64"]),
+        (b64("image", "abcde"), JSON, ONE, MalformedBody, ["image is not valid base64"]),
+        (b64("image", "gr\u00fcn"), JSON, ONE, MalformedBody, ["image is not valid base64"]),
+        (b64("image", "data:image/png,%89PNG"), JSON, ONE, MalformedBody, ["data: URI"]),
+        (b64("image", "https://example.org/cat.jpg"), JSON, ONE, MalformedBody, ["links are not followed"]),
+        (
+            PHOTO,
+            {"content-type": "application/x-www-form-urlencoded"},
+            ONE,
+            UnsupportedMedia,
+            ["multipart/form-data", "raw", "json"],
+        ),
+        (PHOTO, {}, ONE, UnsupportedMedia, ["missing", "multipart/form-data", "image/*", "application/json"]),
+        (PHOTO, {"content-type": "image/jpeg"}, TWO, UnsupportedMedia, ["'image1' and 'image2'"]),
+        (PHOTO, {"content-type": "image/jpeg", "content-encoding": "gzip"}, ONE, UnsupportedMedia, ["gzip"]),
+        (PHOTO, {"content-type": "image/jpeg", "content-length": "many"}, ONE, MalformedBody, ["many"]),
+        (form(part("image", PHOTO), part("tok_k", b"3", None)), FORM, ONE, OptionInvalid, ["'tok_k'", "top_k, model", "image"]),
+        (form(part("image", PHOTO), part("more", PHOTO)), FORM, ONE, OptionInvalid, ["'more'", "top_k"]),
+        (form(part("image", PHOTO), part("top_k", b"99", None)), FORM, ONE, OptionInvalid, ["from 1 to 10"]),
+        (form(part("image", PHOTO), part("model", b"x" * MAX_TEXT + b"y", None)), FORM, ONE, OptionInvalid, ["too long"]),
+        (form(part("image", PHOTO), *[part("top_k", b"1", None)] * 2), FORM, ONE, OptionInvalid, ["more than once"]),
+        (json.dumps({"image": "AAAA", "top_k": "x"}).encode(), JSON, ONE, OptionInvalid, ["top_k=x"]),
+    ],
+)
+def test_what_is_wrong_with_a_body_is_said(
+    body: bytes, headers: dict[str, str], fields: Fields, error: type[VisionError], words: list[str]
+) -> None:
+    with pytest.raises(error) as caught:
+        read(body, headers, fields)
+    assert type(caught.value) is error
+    for word in words:
+        assert word in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_an_option_in_query_and_form_is_refused() -> None:
+    with pytest.raises(OptionInvalid, match="both"):
+        read(form(part("image", PHOTO), part("top_k", b"3", None)), FORM, query="top_k=3")
+
+
+@pytest.mark.parametrize("headers", [FORM, JSON, {"content-type": "image/png"}])
+def test_a_body_announced_too_large_is_refused_before_it_is_read(headers: dict[str, str]) -> None:
+    with pytest.raises(BodyTooLarge, match=r"5000 bytes.*1000"):
+        run([], {**headers, "content-length": "5000"}, ONE, limit=1000)  # reading would find no message
+
+
+@pytest.mark.parametrize(
+    ("headers", "start"),
+    [(FORM, part("image", b"")[:-2]), (JSON, b'{"image": "'), ({"content-type": "image/png"}, b"")],
+)
+def test_a_chunked_body_is_refused_at_the_first_byte_too_many(headers: dict[str, str], start: bytes) -> None:
+    taken = 0
+
+    def endless() -> Any:
+        nonlocal taken
+        yield {"type": "http.request", "body": start, "more_body": True}
+        while True:
+            taken += 100
+            yield {"type": "http.request", "body": b"A" * 100, "more_body": True}
+
+    with pytest.raises(BodyTooLarge, match="more than 1000 bytes"):
+        run(endless(), {**headers, "transfer-encoding": "chunked"}, ONE, limit=1000)
+    assert 800 < taken <= 1100
+
+
+def test_a_body_of_just_the_limit_is_taken() -> None:
+    body = form(part("image", PHOTO))
+    assert read(body, FORM, limit=len(body)).images
+    assert read(body, FORM, limit=len(body), length=False).images
+    with pytest.raises(BodyTooLarge):
+        read(body, FORM, limit=len(body) - 1, length=False)
+
+
+def test_a_client_that_goes_away_is_no_error_of_the_body() -> None:
+    messages = [{"type": "http.request", "body": part("image", PHOTO)[:300], "more_body": True}, {"type": "http.disconnect"}]
+    with pytest.raises(ClientDisconnect):
+        run(messages, {**FORM, "content-length": "5000"}, ONE)
+
+
+def test_unknown_fields_do_not_fill_the_memory(make_picture: Callable[..., bytes]) -> None:
+    with pytest.raises(ImageMissing, match="'blob'"):
+        read([part("blob", b"")[:-2], *[b"x" * 65_536] * 200, b"\r\n--XYZ--\r\n"], FORM, limit=2**25)
