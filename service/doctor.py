@@ -64,8 +64,9 @@ def _runtime(settings: Settings) -> Iterator[Finding]:
     else:
         yield Finding(topic="onnxruntime", state="good", text=named or f"{ort.__version__}, not from one of the known wheels")
     available = ort.get_available_providers()
-    for provider in available:
-        yield _provider(provider)
+    for provider in (CUDA, CPU):
+        if provider in available:
+            yield _provider(provider)
     if NVIDIA_DRIVER.exists() or CUDA in available:
         yield from _cuda_libraries(ort)
     if NVIDIA_DRIVER.exists() and CUDA not in available:
@@ -75,8 +76,6 @@ def _runtime(settings: Settings) -> Iterator[Finding]:
 
 
 def _provider(provider: str) -> Finding:
-    if provider not in (CPU, CUDA):
-        return Finding(topic="provider", state="note", text=f"{provider} is built in; this service does not use it")
     failure = probe(provider)
     if failure is None:
         return Finding(topic="provider", state="good", text=f"{provider} runs: a small graph gave the right answer")

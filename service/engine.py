@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from service.errors import ModelUnknown, OptionInvalid, SettingInvalid, SpecInvalid
+from service.errors import ModelUnknown, OptionInvalid, SettingInvalid, SpecInvalid, StyleUnknown
 from service.imaging.codec import encode
 from service.imaging.transforms import use_one_thread
 from service.loaded import LoadedModel, load
@@ -26,7 +26,7 @@ from service.settings import Settings
 from service.tasks.classify import ClassifyAnswer, ClassifyOptions, classify
 from service.tasks.detect import DetectAnswer, DetectOptions, detect
 from service.tasks.faces import DetectFacesAnswer, DetectFacesOptions, VerifyFaceAnswer, VerifyFaceOptions, detect_faces, verify
-from service.tasks.stylize import StyleInfo, StylizeOptions, list_styles, stylize
+from service.tasks.stylize import SAMPLE, StyleInfo, StylizeOptions, list_styles, pick_painter, stylize, thumbnail
 from service.tasks.task import ImageInfo, ModelInfo, Pixels, Strict, TimingMs
 
 Options = TypeVar("Options", bound=Strict)
@@ -183,7 +183,7 @@ class Engine:
     ) -> StylizeAnswer:
         """The photo painted in a built-in style, a blend of them, or the style of any picture."""
         options = _options(StylizeOptions, options, given)
-        model = self._stylizer(options, style_image is not None)
+        model = self.load(pick_painter(list(self._specs.values()), options, style_image is not None).name)
         photo = self.decode(image)
         style = None if style_image is None else self.decode(style_image)
         if style is not None:
@@ -196,6 +196,17 @@ class Engine:
     def styles(self) -> list[StyleInfo]:
         """The built-in styles of every model that has some."""
         return [style for spec in self._specs.values() if spec.styles for style in list_styles(spec)]
+
+    def thumbnail(self, style: str) -> bytes:
+        """A JPEG of the sample photo painted in a built-in style; painted once, then remembered. Raises StyleUnknown."""
+        if style not in self._thumbnails:
+            known = {info.name: info for info in self.styles()}
+            if style not in known:
+                raise StyleUnknown(style, list(known))
+            model = self.load(known[style].model)
+            sample = self.decode(model.folder / "weights" / SAMPLE)
+            self._thumbnails[style] = thumbnail(style, sample.pixels, model, sample.timing)
+        return self._thumbnails[style]
 
     def describe(self) -> list[ModelCard]:
         """A card for every model that is loaded."""

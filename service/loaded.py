@@ -3,6 +3,7 @@
 import time
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -20,12 +21,13 @@ from service.tasks.task import ModelInfo, Tensors, Timing
 
 @dataclass
 class LoadedModel:
-    """Implements `service.tasks.task.Model`."""
+    """Implements `service.tasks.task.Model`. `folder` is where it was built; `note` why `provider` is not a faster one."""
 
     spec: ModelSpec
     sessions: dict[str, Session]
     digest: str
     lane: Lane
+    folder: Path = field(default_factory=Path)
     note: str | None = None
     warm: bool = False
     labels: tuple[str, ...] = field(init=False)
@@ -88,4 +90,4 @@ def load(built: BuiltModel, choice: Choice, settings: Settings) -> LoadedModel:
         queue_length=settings.queue_length,
         max_batch=spec.batching.max_batch if on_gpu else 1,  # on a CPU batching gains nothing
     )
-    return LoadedModel(spec, sessions, built.digest, lane, choice.note)
+    return LoadedModel(spec, sessions, built.digest, lane, built.folder, choice.note)

@@ -15,14 +15,15 @@ from service.errors import ImageMissing, ModelUnknown, NoFace, NotAnImage, Optio
 from service.settings import Settings
 
 PathOf = Callable[[str], Path]
+PixelsOf = Callable[[str], NDArray[np.uint8]]
 
 
 def test_every_kind_of_image_gives_the_same_answer(engine: Engine, photo_path: PathOf) -> None:
     path = photo_path("chelsea")
-    array = np.asarray(Image.open(path).convert("RGB"))
-    kinds = [path, str(path), path.read_bytes(), bytearray(path.read_bytes()), memoryview(path.read_bytes()), array]
-    kinds += [Image.open(path), engine.decode(path)]
-    answers = [engine.classify(kind).predictions for kind in kinds]
+    data = path.read_bytes()
+    with Image.open(path) as picture:
+        kinds = [path, str(path), data, bytearray(data), memoryview(data), np.array(picture), picture, engine.decode(path)]
+        answers = [engine.classify(kind).predictions for kind in kinds]
     assert all(answer == answers[0] for answer in answers)
     assert "cat" in answers[0][0].label
 
@@ -69,12 +70,11 @@ def test_an_unknown_model_is_answered_with_the_known_ones(engine: Engine, photo_
     assert refused.value.known == ("efficientnet-lite0",)
 
 
-def test_faces_are_found_and_verified(engine: Engine, photo_path: PathOf) -> None:
+def test_faces_are_found_and_verified(engine: Engine, photo_path: PathOf, photo: PixelsOf) -> None:
     path = photo_path("astronaut")
     (face,) = engine.detect_faces(path).faces
     assert face.box.x_min < face.landmarks.right_eye.x < face.landmarks.left_eye.x < face.box.x_max
-    mirrored = np.ascontiguousarray(np.asarray(Image.open(path).convert("RGB"))[:, ::-1])
-    answer = engine.verify_face(path, mirrored)
+    answer = engine.verify_face(path, photo("astronaut")[:, ::-1])
     assert answer.verified
     assert answer.similarity > 0.8
     assert answer.detector.name == "yunet"
@@ -128,14 +128,13 @@ def test_a_selection_of_models_is_ready_without_the_others(photo_path: PathOf) -
             engine.classify(photo_path("coffee"))
 
 
-def test_answers_are_the_same_from_many_threads(engine: Engine, photo: Callable[[str], NDArray[np.uint8]]) -> None:
+def test_answers_are_the_same_from_many_threads(engine: Engine, photo: PixelsOf) -> None:
     pixels = photo("coffee")
     expected = engine.detect(pixels, confidence=0.05).predictions
     answers: list[object] = []
 
     def ask() -> None:
-        for _ in range(3):
-            answers.append(engine.detect(pixels, confidence=0.05).predictions)
+        answers.extend(engine.detect(pixels, confidence=0.05).predictions for _ in range(3))
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
@@ -152,7 +151,7 @@ def test_a_family_that_no_code_reads_is_refused_before_anything_is_fetched(tmp_p
     folder.mkdir()
     text = source.replace('name = "yolov3-tiny"', 'name = "my-yolo"', 1).replace('family = "yolov3"', 'family = "yolo99"')
     (folder / "model.toml").write_text(text)
-    with pytest.raises(SpecInvalid, match="yolo99.*yolov3"):
+    with pytest.raises(SpecInvalid, match=r"yolo99.*yolov3"):
         Engine(Settings(device="cpu", model_repository=(tmp_path,)))
 
 

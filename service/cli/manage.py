@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def show(arguments: argparse.Namespace) -> int:
         use = "yes" if spec.licence.commercial_use else "no"
         table.add_row(name, spec.task, spec.licence.spdx, use, "yes" if built else "no", ", ".join(sources))
     if not arguments.json:
-        Console().print(table)
+        Console(width=None if sys.stdout.isatty() else 200).print(table)  # whole rows in a pipe
     return 0
 
 

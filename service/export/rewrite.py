@@ -145,7 +145,7 @@ def replace_prelu(model: ModelProto) -> ModelProto:
             nodes.append(node)
             continue
         (x, slope), y = node.input, node.output[0]
-        rest = _add_initializer(model, f"{slope}/rest", np.float32(1) - known[slope])
+        rest = _add_initializer(model, f"{y}/rest", np.float32(1) - known[slope])
         nodes += [
             helper.make_node("Relu", [x], [f"{y}/positive"]),
             helper.make_node("Mul", [f"{y}/positive", rest], [f"{y}/bent"]),

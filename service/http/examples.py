@@ -5,10 +5,11 @@ from typing import Any
 from service import errors
 from service.http.problems import MethodUnsupported, PathUnknown
 
-# A 24 x 16 PNG, small enough to be read and real enough to be sent by "Try it out".
+# A PNG of 64 x 48 pixels: short enough to be read, real enough to be sent by "Try it out".
 TINY_PNG = (
-    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAABgAAAAQAgMAAABxSlcGAAAACVBMVEX60jw8ljwobshk"
-    "3FcPAAAAIElEQVR42mNcxcDAwMDAxIBBhWEThFKrYDzGUFxKcFAApE0CHuVgVe0AAAAASUVORK5CYII="
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAEAAAAAwAgMAAADcJZSMAAAADFBMVEX60jw8ljxubngobsgSbnc/AA"
+    "AAcklEQVR42tXROw6AIBBF0ctEe5dm4y5dgsUsiV6SsWCQT2uhUhByyHtDQjD6JbwOISwPOuIIxwBmAyS0h9iUCICSbpgAAwPfBE"
+    "hQS8rDYgsROFtQmox4150RfGSqkO+sgqe1gPWDwzav+WS7w/c++2dwAdAPH3amVrrjAAAAAElFTkSuQmCC"
 )
 
 _DIGEST = "dccea06f59b781ec1234ddf8d1e94b9519a97f4245748a7d4db75d5b7080a42c"
@@ -137,7 +138,8 @@ ANSWERS: dict[str, dict[str, Any]] = {
         "styles": [
             {
                 "name": "ink-wash",
-                "description": "Soft grey washes with dark outlines",
+                "title": "Ink wash",
+                "description": "Black ink strokes over pale washes of ice blue and peach.",
                 "model": "multistyle26",
                 "thumbnail": "/styles/ink-wash/thumbnail.jpg",
             }
@@ -182,7 +184,7 @@ ERRORS: tuple[errors.VisionError, ...] = (
     errors.NotAcceptable("this path answers application/json; the request accepts only 'text/plain'"),
     errors.OptionInvalid("confidence", "confidence=3: input should be less than or equal to 1; it is a number from 0 to 1"),
     errors.ModelUnknown("yolo99", ["yolov3-tiny"]),
-    errors.StyleUnknown("crayon", ["ink-wash", "night-sky"]),
+    errors.StyleUnknown("crayon", ["amber-and-sky", "ink-wash"]),
     errors.NoFace("image2", "no face was found in image2"),
     errors.SeveralFaces("image1", 3),
     errors.QueueFull("64 requests are waiting already", retry_after=3.0),

@@ -66,7 +66,7 @@ class OrtSession:
     def run(self, feeds: Tensors) -> dict[str, NDArray[np.generic]]:
         try:
             results = self._session.run(self._names, dict(feeds))
-        except Exception as error:  # noqa: BLE001 - onnxruntime's errors share no base class
+        except Exception as error:
             raise InferenceFailed(str(error).strip().splitlines()[0]) from error
         return dict(zip(self._names, results, strict=True))
 

@@ -67,7 +67,7 @@ def decode(heads: dict[str, Array], height: int, width: int) -> tuple[Array, Arr
             cx, cy, w, h = (column + dx) * stride, (row + dy) * stride, np.exp(w) * stride, np.exp(h) * stride
             boxes.append((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2))
             scores.append(np.sqrt(float(part["cls"][cell, 0]) * float(part["obj"][cell, 0])))
-            points = part["kps"][cell].reshape(5, 2) + (column, row)
+            points = part["kps"][cell].reshape(5, 2) + np.array([column, row])
             landmarks.append((points * stride).ravel())
     return tuple(np.array(values, np.float32)[None] for values in (boxes, scores, landmarks))  # type: ignore[return-value]
 
@@ -79,7 +79,7 @@ def yunet_parity(weights: str) -> None:
     net.setInput(cv2.dnn.blobFromImage(np.ascontiguousarray(picture[..., ::-1])))
     names = net.getUnconnectedOutLayersNames()
     boxes, scores, landmarks = decode(dict(zip(names, net.forward(names), strict=True)), *picture.shape[:2])
-    print("drawn face:", scores.max(), boxes[0, scores[0].argmax()], landmarks[0, scores[0].argmax()])
+    assert scores.max() > CONFIDENCE, "the drawing no longer looks like a face"
     outputs = {"model/out/boxes": boxes, "model/out/scores": scores, "model/out/landmarks": landmarks}
     np.savez_compressed(MODELS / "yunet" / "parity.npz", **{"model/in/pixels": picture[None]}, **outputs)
 
@@ -101,7 +101,6 @@ def golden(weights: str, recognizer: cv2.FaceRecognizerSF) -> None:
         crop = recognizer.alignCrop(bgr, faces[0])
         found |= {f"{name}/detections": faces, f"{name}/crop": np.ascontiguousarray(crop[..., ::-1])}
         found[f"{name}/feature"] = recognizer.feature(crop)[0].copy()
-        print(name, faces[:, 14], found[f"{name}/feature"][:4])
     np.savez_compressed(HERE / "faces.npz", **found)
 
 
