@@ -56,9 +56,9 @@ def find_faces(pixels: Pixels, confidence: float, model: Model, timing: Timing) 
     with timing.measure("preprocess"):
         seen, placement = fit(pixels, wanted.max_side)
     longest = max(seen.shape[:2])
-    found = _look(seen, COARSE_SIDE, confidence, model, timing)
+    found = look(seen, COARSE_SIDE, confidence, model, timing)
     if longest > COARSE_SIDE:
-        found = merge(found, _look(seen, longest, confidence, model, timing), longest)
+        found = merge(found, look(seen, longest, confidence, model, timing), longest)
     if not len(found):
         found = _look_with_border(seen, confidence, model, timing)
     inside = clip(found.boxes, *seen.shape[:2])
@@ -85,7 +85,7 @@ def merge(coarse: Found, fine: Found, longest: int) -> Found:
     return both.take(np.flatnonzero(~(inside & better).any(axis=1)))
 
 
-def _look(pixels: Pixels, side: int, confidence: float, model: Model, timing: Timing) -> Found:
+def look(pixels: Pixels, side: int, confidence: float, model: Model, timing: Timing) -> Found:
     """Faces on `pixels`, its longest side brought to `side` for the look."""
     height, width = pixels.shape[:2]
     growth = max(1.0, side / max(height, width))
@@ -107,7 +107,7 @@ def _look_with_border(pixels: Pixels, confidence: float, model: Model, timing: T
     with timing.measure("preprocess"):
         border = round(BORDER * max(pixels.shape[:2]))
         framed = np.pad(pixels, ((border, border), (border, border), (0, 0)), constant_values=BORDER_GREY)
-    found = _look(framed, COARSE_SIDE, confidence, model, timing)
+    found = look(framed, COARSE_SIDE, confidence, model, timing)
     return Found(np.subtract(found.boxes, border), found.scores, np.subtract(found.landmarks, border))
 
 
