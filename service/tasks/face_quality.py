@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from service.tasks.task import Pixels
 
 UNUSABLE_SIZE = 12
-"""Pixels. Below this more than half of all pairs are missed, and two such faces match by chance in one of twenty."""
+"""Pixels. Below this more than half of all pairs are missed, and one of thirty or more pairs of two people matches by chance."""
 SMALL_SIZE = 32
 """Pixels. From here on, error rates are those of large faces."""
 BLURRED = 0.005
