@@ -47,7 +47,7 @@ def main() -> None:
     for task, values in figures.items():
         print(task)
         for name, value in values.items():
-            print(f"  {name:<44} {value:.4g}")
+            print(f"  {name:<44} {value:.5g}")
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     if not figures:

@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from service import __version__
 from service.engine import Engine
@@ -49,11 +50,13 @@ def create_app(engine: Engine, *, give_up: Callable[[], None] = stop_process) ->
     engine cannot be started; the log says why.
     """
     workers = Workers.of(engine.settings)
+    table = _table(engine, workers)
     app = FastAPIOffline(
         title="vision-service",
         version=__version__,
         summary="Classify pictures, find objects, compare faces, paint photos",
         description=openapi.DESCRIPTION,
+        routes=[Route(path, endpoint, methods=[method]) for method, path, endpoint, _ in table],
         lifespan=_lifespan(engine, workers, give_up),
         redirect_slashes=False,
         swagger_ui_parameters={"validatorUrl": None, "defaultModelsExpandDepth": 0, "displayRequestDuration": True},
@@ -61,22 +64,26 @@ def create_app(engine: Engine, *, give_up: Callable[[], None] = stop_process) ->
     app.add_middleware(Methods, routes=app.routes)
     app.add_middleware(Access)
     _add_handlers(app)
-
-    for task in TASKS:
-        _add(app, "POST", task.path, routes.task_endpoint(task, engine, workers), openapi.task(task, engine.settings))
-    _add(app, "GET", "/models", routes.models_endpoint(engine), openapi.MODELS)
-    _add(app, "GET", "/styles", routes.styles_endpoint(engine), openapi.STYLES)
-    _add(app, "GET", "/styles/{name}/thumbnail.jpg", routes.thumbnail_endpoint(engine, workers), openapi.THUMBNAIL)
-    _add(app, "GET", "/health/live", health.live, openapi.LIVE)
-    _add(app, "GET", "/health/ready", health.ready_endpoint(engine), openapi.READY)
-    _add(app, "GET", "/problems/{code}", routes.explain_problem, openapi.PROBLEM)
-    _add(app, "GET", "/", routes.landing_endpoint(__version__, [task.path for task in TASKS]), openapi.LANDING)
-    openapi.add_components(app)
+    openapi.describe_routes(app, {(method, path): operation for method, path, _, operation in table})
     return app
 
 
-def _add(app: FastAPI, method: str, path: str, endpoint: routes.Endpoint, operation: openapi.Operation) -> None:
-    app.add_api_route(path, endpoint, methods=[method], response_model=None, response_class=Response, **operation)
+def _table(engine: Engine, workers: Workers) -> list[tuple[str, str, routes.Endpoint, openapi.Operation]]:
+    """Every route with its entry on the API page. Plain Starlette routes: bodies are read by service.http.uploads, so what FastAPI
+    does around an endpoint would be time for nothing."""
+    tasks = [
+        ("POST", task.path, routes.task_endpoint(task, engine, workers), openapi.task(task, engine.settings)) for task in TASKS
+    ]
+    return [
+        *tasks,
+        ("GET", "/models", routes.models_endpoint(engine), openapi.MODELS),
+        ("GET", "/styles", routes.styles_endpoint(engine), openapi.STYLES),
+        ("GET", "/styles/{name}/thumbnail.jpg", routes.thumbnail_endpoint(engine, workers), openapi.THUMBNAIL),
+        ("GET", "/health/live", health.live, openapi.LIVE),
+        ("GET", "/health/ready", health.ready_endpoint(engine), openapi.READY),
+        ("GET", "/problems/{code}", routes.explain_problem, openapi.PROBLEM),
+        ("GET", "/", routes.landing_endpoint(__version__, [task.path for task in TASKS]), openapi.LANDING),
+    ]
 
 
 def _add_handlers(app: FastAPI) -> None:

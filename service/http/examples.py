@@ -182,7 +182,7 @@ ERRORS: tuple[errors.VisionError, ...] = (
         "a raw body with an image/* content type, or application/json with base64 in 'image'"
     ),
     errors.NotAcceptable("this path answers application/json; the request accepts only 'text/plain'"),
-    errors.OptionInvalid("confidence", "confidence=3: input should be less than or equal to 1; it is a number from 0 to 1"),
+    errors.OptionInvalid("confidence", "confidence=3: give a number from 0 to 1"),
     errors.ModelUnknown("yolo99", ["yolov3-tiny"]),
     errors.StyleUnknown("crayon", ["amber-and-sky", "ink-wash"]),
     errors.NoFace("image2", "no face was found in image2"),

@@ -22,12 +22,18 @@ MAX_HEADER_BYTES = 8 * 2**10
 
 @dataclass
 class Part:
-    """One field of the form. `filename` is None where the client did not call it a file; `cut`: only its beginning is in `data`."""
+    """One field of the form. `filename` is None where the client did not call it a file; `cut`: only its beginning was kept."""
 
     name: str
     filename: str | None
-    data: bytearray = field(default_factory=bytearray)
+    size: int = 0
     cut: bool = False
+    chunks: list[memoryview] = field(default_factory=list)
+
+    @property
+    def data(self) -> bytes | memoryview:
+        """The value, without a copy where it came in one piece."""
+        return self.chunks[0] if len(self.chunks) == 1 else b"".join(self.chunks)
 
 
 class FormReader:
@@ -101,9 +107,11 @@ class FormReader:
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         part = self._parts[-1]
-        if part.name not in self._whole and len(part.data) + end - start > MAX_TEXT:
-            end, part.cut = start + MAX_TEXT - len(part.data), True
-        part.data += memoryview(data)[start:end]
+        if part.name not in self._whole and part.size + end - start > MAX_TEXT:
+            end, part.cut = start + MAX_TEXT - part.size, True
+        if end > start:
+            part.size += end - start
+            part.chunks.append(memoryview(data)[start:end])
 
     def _on_end(self) -> None:
         self._ended = True

@@ -21,6 +21,7 @@ from service.runtime.machine import usable_cores
 from service.settings import Settings
 
 Result = TypeVar("Result")
+PATIENCE = 0.1  # seconds that a job may take before it is watched whether its client is still there
 
 
 class Workers:
@@ -71,16 +72,14 @@ class Workers:
             raise NotReady("the service is shutting down") from None
         task.add_done_callback(lambda _: self._release())
         answer = asyncio.wrap_future(task)
-        gone = asyncio.ensure_future(_disconnected(receive))
         try:
-            await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((answer,), timeout=PATIENCE)
             if not answer.done():
-                raise ClientDisconnect
+                await _unless_gone(answer, receive)
             return answer.result()
         finally:
             task.cancel()
             answer.cancel()
-            gone.cancel()
 
     def close(self) -> None:
         """Let running jobs end, drop those that wait."""
@@ -96,6 +95,17 @@ class Workers:
     def _release(self) -> None:
         with self._lock:
             self._admitted -= 1
+
+
+async def _unless_gone(answer: "asyncio.Future[Result]", receive: Receive) -> None:
+    """Wait for `answer`. Raises ClientDisconnect when the client goes away first."""
+    gone = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        gone.cancel()
+    if not answer.done():
+        raise ClientDisconnect
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -30,7 +30,9 @@ def configure(level: str) -> None:
     root.setLevel(logging.WARNING)  # Pillow at "debug" would log what is in a picture's metadata
     for name in ("service", "uvicorn"):
         logging.getLogger(name).setLevel(level.upper())
-    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+    for name in ("uvicorn", "uvicorn.error"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [], True
+    access = logging.getLogger("uvicorn.access")
+    access.handlers, access.propagate = [], False  # service.http.access writes its own line
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # what it warns of is told to the client

@@ -3,8 +3,9 @@
 Everything is derived: options from the Options models, errors from the problem table, statuses and texts from both.
 """
 
+import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -66,14 +67,14 @@ def task(row: Task[Any], settings: Settings) -> Operation:
     return {
         "summary": row.summary,
         "description": f"{row.description}\n\n{limit}\n\n```sh\n{examples.CURL[row.path]}\n```",
-        "operation_id": row.path.strip("/").replace("-", "_"),
         "tags": ["tasks"],
-        "responses": {200: _answer(row), **problems((*ANY_TASK, *row.errors), row.path)},
-        "openapi_extra": {"requestBody": _request_body(row), "parameters": _query(row)},
+        "parameters": _query(row),
+        "requestBody": _request_body(row),
+        "responses": {"200": _answer(row), **problems((*ANY_TASK, *row.errors), row.path)},
     }
 
 
-def problems(classes: Iterable[type[errors.VisionError]], path: str) -> dict[int | str, Any]:
+def problems(classes: Iterable[type[errors.VisionError]], path: str) -> dict[str, Any]:
     """Responses by status, each with an example of every error that has it."""
     by_status: dict[int, dict[str, Any]] = defaultdict(dict)
     for sample in examples.ERRORS:
@@ -81,7 +82,7 @@ def problems(classes: Iterable[type[errors.VisionError]], path: str) -> dict[int
             problem = describe(sample, instance=path, request_id="0f6c1f6e6b0f4b7c8a54b1f1d8e0c1aa")
             by_status[problem.status][problem.code] = {"summary": problem.title, "value": problem.model_dump(exclude_none=True)}
     return {
-        status: {
+        str(status): {
             "description": "; or ".join(example["summary"] for example in found.values()),
             "content": {MEDIA_TYPE: {"schema": {"$ref": REF.format(model=Problem.__name__)}, "examples": found}},
             "headers": {"X-Request-ID": REQUEST_ID} | (RETRY_AFTER if status in (503, 504) else {}),
@@ -174,12 +175,11 @@ def _ref(model: type[BaseModel]) -> dict[str, str]:
 def _page(path: str, summary: str, model: type[BaseModel], tag: str, *raised: type[errors.VisionError]) -> Operation:
     content: dict[str, Any] = {JSON: {"schema": _ref(model), "examples": {"answer": {"value": examples.ANSWERS[path]}}}}
     answer = {"description": "The answer", "content": content, "headers": {"X-Request-ID": REQUEST_ID}}
-    return {"summary": summary, "tags": [tag], "responses": {200: answer, **problems((*raised, errors.VisionError), path)}}
+    return {"summary": summary, "tags": [tag], "responses": {"200": answer, **problems((*raised, errors.VisionError), path)}}
 
 
 def _path_parameter(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any]:
-    parameter = {"name": name, "in": "path", "required": True, "schema": {"type": "string", **schema}, "description": description}
-    return {"parameters": [parameter]}
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string", **schema}, "description": description}
 
 
 MODELS = _page("/models", "The models that are loaded: task, licence, sources, input, provider, accuracy", Models, "catalogue")
@@ -188,23 +188,25 @@ THUMBNAIL: Operation = {
     "summary": "A sample photo painted in a style",
     "tags": ["catalogue"],
     "responses": {
-        200: {
+        "200": {
             "description": "The thumbnail",
             "content": {PICTURES["jpeg"]: {"schema": BINARY, "examples": {"picture": {"summary": "a JPEG"}}}},
         },
         **problems((PathUnknown, errors.QueueFull, errors.NotReady, errors.VisionError), "/styles/{name}/thumbnail.jpg"),
     },
-    "openapi_extra": _path_parameter("name", "a name of GET /styles", {"examples": ["ink-wash"]}),
+    "parameters": [_path_parameter("name", "a name of GET /styles", {"examples": ["ink-wash"]})],
 }
 LIVE = _page("/health/live", "Does the process answer", Alive, "health")
 READY = _page("/health/ready", "Has every model answered a warm-up run", Ready, "health", errors.NotReady)
-PROBLEM = _page("/problems/{code}", "What a problem's code means", Explanation, "catalogue", PathUnknown) | {
-    "openapi_extra": _path_parameter(
-        "code", "the code of a problem", {"enum": sorted(cls.code for cls in KINDS), "default": "no_face"}
-    )
-}
+PROBLEM = _page("/problems/{code}", "What a problem's code means", Explanation, "catalogue", PathUnknown)
+PROBLEM["parameters"] = [
+    _path_parameter("code", "the code of a problem", {"enum": sorted(cls.code for cls in KINDS), "default": "no_face"})
+]
 LANDING = _page("/", "Where everything is: a page for browsers, links for programs", Links, "catalogue", errors.NotAcceptable)
-LANDING["responses"][200]["content"][HTML] = {"schema": {"type": "string"}, "examples": {"page": {"summary": "a page with links"}}}
+LANDING["responses"]["200"]["content"][HTML] = {
+    "schema": {"type": "string"},
+    "examples": {"page": {"summary": "a page with links"}},
+}
 
 SHOWN: tuple[type[BaseModel], ...] = (
     *(row.answer for row in TASKS if row.answer),
@@ -218,16 +220,19 @@ SHOWN: tuple[type[BaseModel], ...] = (
 )
 
 
-def add_components(app: FastAPI) -> None:
-    """Put the schemas that the operations refer to into the document of `app`."""
+def describe_routes(app: FastAPI, operations: Mapping[tuple[str, str], Operation]) -> None:
+    """Put operations, by method and path, and the schemas that they refer to into the document of `app`."""
     make = app.openapi
+    paths: dict[str, Any] = defaultdict(dict)
+    for (method, path), operation in operations.items():
+        name = re.sub(r"\W+", "_", path).strip("_") or "root"
+        paths[path][method.lower()] = {"operationId": name, **operation}
+    schemas = models_json_schema([(model, "serialization") for model in SHOWN], ref_template=REF)[1]["$defs"]
 
     def openapi() -> dict[str, Any]:
-        fresh = app.openapi_schema is None
         document = make()
-        if fresh:
-            _, schemas = models_json_schema([(model, "serialization") for model in SHOWN], ref_template=REF)
-            document.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
+        document["paths"] |= paths
+        document.setdefault("components", {}).setdefault("schemas", {}).update(schemas)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -104,13 +104,15 @@ def _unknown(name: str, fields: Sequence[str], known: Sequence[str]) -> str:
 
 def _invalid(kind: type[Strict], error: ValidationError) -> OptionInvalid:
     first = error.errors(include_url=False)[0]
-    name = str(first["loc"][0]) if first["loc"] else "options"
     message = first["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    accepted = range_of(properties(kind).get(name, {}))
     if not first["loc"]:
-        return OptionInvalid(name, message)
-    return OptionInvalid(name, f"{name}={_short(first['input'])}: {message}" + (f"; it is {accepted}" if accepted else ""))
+        return OptionInvalid("options", message)
+    name = str(first["loc"][0])
+    accepted = range_of(properties(kind)[name])
+    if accepted and first["type"] != "value_error":
+        message = f"give {accepted}"
+    return OptionInvalid(name, f"{name}={_short(first['input'])}: {message}")
 
 
 def _short(value: object) -> str:

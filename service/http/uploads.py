@@ -22,7 +22,7 @@ from service.http.options import read_options
 from service.tasks.task import Strict
 
 Options = TypeVar("Options", bound=Strict)
-ImageBytes = bytes | bytearray
+ImageBytes = bytes | memoryview
 FORM, JSON, BYTES = "multipart/form-data", "application/json", "application/octet-stream"
 LONG_JSON = 256 * 2**10  # bytes from which JSON is parsed off the event loop
 DATA_URI = re.compile(r"data:[\w.+-]*/?[\w.+-]*(?:;[\w.+-]+=[^;,]*)*;base64,", re.IGNORECASE)
@@ -125,11 +125,10 @@ class _Meter:
         return chunk
 
 
-async def _read_whole(request: Request, max_bytes: int) -> bytearray:
-    meter, body = _Meter(max_bytes), bytearray()
-    async for chunk in request.stream():
-        body += meter.count(chunk)
-    return body
+async def _read_whole(request: Request, max_bytes: int) -> bytes:
+    meter = _Meter(max_bytes)
+    chunks = [meter.count(chunk) async for chunk in request.stream() if chunk]
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 async def _read_form(request: Request, parameters: Mapping[bytes, bytes], fields: Fields, max_bytes: int) -> _Given:
@@ -152,24 +151,24 @@ def _from_parts(parts: Sequence[Part], fields: Fields) -> _Given:
         if part.name in fields.names:
             _add_image_part(given, part)
         else:
-            given.options.append((part.name, part.data.decode(errors="replace")))
+            given.options.append((part.name, str(part.data, errors="replace")))
             if part.cut:
                 given.cut.append(part.name)
     return given
 
 
 def _add_image_part(given: _Given, part: Part) -> None:
-    if not part.data and not part.filename:
+    if not part.size and not part.filename:
         return  # what a browser sends for a file input that was left empty
     if part.name in given.images:
         raise MalformedBody(f"the image {part.name!r} is given more than once")
-    if part.filename is None and len(part.data) < 1024 and part.data.isascii():
-        hint = f"the field {part.name!r} holds the text {part.data.decode()[:60]!r}, not a file"
+    if part.filename is None and part.size < 1024 and bytes(part.data).isascii():
+        hint = f"the field {part.name!r} holds the text {str(part.data, 'ascii')[:60]!r}, not a file"
         raise ImageMissing(f"{hint}; with curl a file is sent as -F {part.name}=@path")
     given.images[part.name] = part.data
 
 
-def _from_json(body: ImageBytes, fields: Fields) -> _Given:
+def _from_json(body: bytes, fields: Fields) -> _Given:
     if not body:
         return _Given()
     try:

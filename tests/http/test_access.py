@@ -48,6 +48,7 @@ def test_logs_are_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
     logging.getLogger("service.access").info("request", extra={"status": 200, "path": '/a"\n'})
     logging.getLogger("service.http").debug("too fine")
     logging.getLogger("uvicorn.error").info("started %d", 7)
+    logging.getLogger("uvicorn.access").info("said already")
     logging.getLogger("PIL").info("of no interest")
     try:
         raise ValueError("broken")

@@ -2,7 +2,7 @@ from enum import Enum
 from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from service.errors import OptionInvalid
 from service.http.options import properties, range_of, read_options
@@ -21,6 +21,13 @@ class Paint(Strict):
     kind: Literal["png", "jpeg"] = "png"
     names: Annotated[tuple[str, ...] | None, BeforeValidator(split)] = None
     model: str | None = None
+
+    @field_validator("count")
+    @classmethod
+    def _lucky(cls, value: int) -> int:
+        if value == 13:
+            raise ValueError("not this one")
+        return value
 
     @model_validator(mode="after")
     def _both(self) -> "Paint":
@@ -76,7 +83,8 @@ def test_options_are_read_from_both_places(query: list[Any], body: list[Any], ex
         ([], [("strength", float("inf"))], "strength", ["strength"]),
         ([], [("strength", "a lot")], "strength", ["strength=a lot", "a number from 0 to 1"]),
         ([], [("count", "0")], "count", ["count=0", "a whole number at least 1"]),
-        ([], [("count", "2.5")], "count", ["count=2.5"]),
+        ([], [("count", "2.5")], "count", ["count=2.5", "a whole number"]),
+        ([], [("count", "13")], "count", ["count=13: not this one"]),
         ([], [("gain", "9")], "gain", ["a number above 0 and below 9"]),
         ([("kind", "gif")], [], "kind", ["kind=gif", "png", "jpeg"]),
         ([("bold", "maybe")], [], "bold", ["true or false"]),

@@ -39,12 +39,12 @@ def test_a_cat_is_a_cat(real: TestClient, photo_path: Photo) -> None:
     assert stages["total"] >= stages["decode"] + stages["inference"] > 0
 
 
-def test_a_person_is_found_and_drawn(real: TestClient, photo_path: Photo) -> None:
-    photo = photo_path("astronaut").read_bytes()
+def test_a_cup_is_found_and_drawn(real: TestClient, photo_path: Photo) -> None:
+    photo = photo_path("coffee").read_bytes()
     raw = {"content": photo, "headers": {"content-type": "image/png"}}
-    found = real.post("/detect?classes=person", **raw).json()["predictions"]
-    assert [item["label"] for item in found] == ["person"]
-    drawn = real.post("/detect?classes=person&format=png", **raw)
+    found = real.post("/detect?classes=cup", **raw).json()["predictions"]
+    assert [item["label"] for item in found] == ["cup"]
+    drawn = real.post("/detect?classes=cup&format=png", **raw)
     assert drawn.headers["x-model"] == "yolov3-tiny"
     changed = np.any(np.asarray(opened(drawn.content)) != np.asarray(opened(photo).convert("RGB")), axis=-1)
     rows, columns = np.nonzero(changed)

@@ -102,6 +102,7 @@ def test_an_answer_can_be_drawn(
     assert (response.headers["x-image-width"], response.headers["x-image-height"]) == ("640", "480")
     assert "decode;dur=3.1" in response.headers["server-timing"]
     stages = dict(stage.split(";dur=") for stage in response.headers["server-timing"].split(", "))
+    assert list(stages)[-2:] == ["encode", "total"]
     assert float(stages["encode"]) > 0
     assert float(stages["total"]) == pytest.approx(ANSWERS[path]["timing_ms"]["total"] + float(stages["encode"]), abs=0.11)
 

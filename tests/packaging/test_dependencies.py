@@ -105,7 +105,10 @@ def test_third_party_tells_where_every_model_comes_from(root: Path) -> None:
     for manifest in manifests:
         sources = [source for file in manifest["files"] for source in file["sources"] if "package" in source]
         for source in sources:
-            assert f"| {source['package']} {source['version']} " in rows[manifest["name"]]
+            assert re.search(rf"\b{re.escape(source['package'])} {re.escape(source['version'])}\b", rows[manifest["name"]])
+        assert (
+            f"| {manifest['licence']['spdx'].removeprefix('LicenseRef-').replace('-domain', ' domain')} |" in rows[manifest["name"]]
+        )
 
 
 def test_third_party_and_the_pins_name_the_same_parts_of_cuda(pins: dict[str, Version], root: Path) -> None:
