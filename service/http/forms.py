@@ -7,7 +7,7 @@ which fields arrived.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -20,20 +20,27 @@ MAX_HEADERS = 16
 MAX_HEADER_BYTES = 8 * 2**10
 
 
+Data = bytes | bytearray | memoryview
+
+
+def grown(data: Data, piece: Data) -> Data:
+    """`data` with `piece` behind it: no copy where data is empty, in place from the third piece on."""
+    if not data:
+        return piece
+    if not isinstance(data, bytearray):
+        data = bytearray(data)
+    data += piece
+    return data
+
+
 @dataclass
 class Part:
-    """One field of the form. `filename` is None where the client did not call it a file; `cut`: only its beginning was kept."""
+    """One field of the form. `filename` is None where the client did not call it a file; `cut`: only its beginning is in `data`."""
 
     name: str
     filename: str | None
-    size: int = 0
+    data: Data = b""
     cut: bool = False
-    chunks: list[memoryview] = field(default_factory=list)
-
-    @property
-    def data(self) -> bytes | memoryview:
-        """The value, without a copy where it came in one piece."""
-        return self.chunks[0] if len(self.chunks) == 1 else b"".join(self.chunks)
 
 
 class FormReader:
@@ -107,11 +114,9 @@ class FormReader:
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         part = self._parts[-1]
-        if part.name not in self._whole and part.size + end - start > MAX_TEXT:
-            end, part.cut = start + MAX_TEXT - part.size, True
-        if end > start:
-            part.size += end - start
-            part.chunks.append(memoryview(data)[start:end])
+        if part.name not in self._whole and len(part.data) + end - start > MAX_TEXT:
+            end, part.cut = start + MAX_TEXT - len(part.data), True
+        part.data = grown(part.data, memoryview(data)[start:end])
 
     def _on_end(self) -> None:
         self._ended = True

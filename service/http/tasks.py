@@ -15,8 +15,9 @@ from pydantic import BaseModel, Field
 from service.annotate import draw_detections, draw_faces
 from service.engine import Engine, StylizeAnswer
 from service.errors import InputError, ModelUnknown, NoFace, SeveralFaces, StyleUnknown, VisionError
+from service.http.forms import Data
 from service.http.negotiation import JSON, PICTURES, choose
-from service.http.uploads import Fields, ImageBytes, Upload
+from service.http.uploads import Fields, Upload
 from service.imaging.codec import encode
 from service.photo import Photo
 from service.tasks.classify import ClassifyAnswer, ClassifyOptions
@@ -94,7 +95,7 @@ class Task(Generic[Options]):
         return self.run(engine, photos, upload.options, media)
 
 
-def _decode(engine: Engine, images: Mapping[str, ImageBytes]) -> Photos:
+def _decode(engine: Engine, images: Mapping[str, Data]) -> Photos:
     photos: dict[str, Photo] = {}
     for name, data in images.items():
         try:

@@ -1,6 +1,6 @@
 """A request's body as images and options: multipart form, raw image, or JSON with base64.
 
-    Request -> media type -> _read_form | _read_raw | _read_json -> images and given options -> Upload
+    Request -> media type -> form | whole body -> base64 -> images and options as given -> checked -> Upload
 
 The body is counted while it streams in and refused as soon as it is over the limit; by Content-Length before a byte is read.
 """
@@ -17,13 +17,13 @@ from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
 from service.errors import BodyTooLarge, ImageMissing, MalformedBody, OptionInvalid, UnsupportedMedia
-from service.http.forms import MAX_TEXT, FormReader, Part
+from service.http.forms import MAX_PARTS, MAX_TEXT, Data, FormReader, Part, grown
+from service.http.negotiation import JSON
 from service.http.options import read_options
 from service.tasks.task import Strict
 
 Options = TypeVar("Options", bound=Strict)
-ImageBytes = bytes | memoryview
-FORM, JSON, BYTES = "multipart/form-data", "application/json", "application/octet-stream"
+FORM, BYTES = "multipart/form-data", "application/octet-stream"
 LONG_JSON = 256 * 2**10  # bytes from which JSON is parsed off the event loop
 DATA_URI = re.compile(r"data:[\w.+-]*/?[\w.+-]*(?:;[\w.+-]+=[^;,]*)*;base64,", re.IGNORECASE)
 
@@ -49,7 +49,7 @@ class Fields:
 class Upload(Generic[Options]):
     """What arrived: encoded images by field name, and the validated options."""
 
-    images: Mapping[str, ImageBytes]
+    images: Mapping[str, Data]
     options: Options
 
 
@@ -57,7 +57,7 @@ class Upload(Generic[Options]):
 class _Given:
     """What a body held, before it is checked against the route: `arrived` names every field, for messages."""
 
-    images: dict[str, ImageBytes] = field(default_factory=dict)
+    images: dict[str, Data] = field(default_factory=dict)
     options: list[tuple[str, Any]] = field(default_factory=list)
     arrived: list[str] = field(default_factory=list)
     cut: list[str] = field(default_factory=list)
@@ -125,10 +125,12 @@ class _Meter:
         return chunk
 
 
-async def _read_whole(request: Request, max_bytes: int) -> bytes:
+async def _read_whole(request: Request, max_bytes: int) -> Data:
     meter = _Meter(max_bytes)
-    chunks = [meter.count(chunk) async for chunk in request.stream() if chunk]
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    body: Data = b""
+    async for chunk in request.stream():
+        body = grown(body, meter.count(chunk))
+    return body
 
 
 async def _read_form(request: Request, parameters: Mapping[bytes, bytes], fields: Fields, max_bytes: int) -> _Given:
@@ -158,25 +160,27 @@ def _from_parts(parts: Sequence[Part], fields: Fields) -> _Given:
 
 
 def _add_image_part(given: _Given, part: Part) -> None:
-    if not part.size and not part.filename:
+    if not part.data and not part.filename:
         return  # what a browser sends for a file input that was left empty
     if part.name in given.images:
         raise MalformedBody(f"the image {part.name!r} is given more than once")
-    if part.filename is None and part.size < 1024 and bytes(part.data).isascii():
+    if part.filename is None and len(part.data) < 1024 and bytes(part.data).isascii():
         hint = f"the field {part.name!r} holds the text {str(part.data, 'ascii')[:60]!r}, not a file"
         raise ImageMissing(f"{hint}; with curl a file is sent as -F {part.name}=@path")
     given.images[part.name] = part.data
 
 
-def _from_json(body: bytes, fields: Fields) -> _Given:
+def _from_json(body: Data, fields: Fields) -> _Given:
     if not body:
         return _Given()
     try:
-        pairs = json.loads(body, object_pairs_hook=_Pairs, parse_constant=_no_constant)
+        pairs = json.loads(bytes(body), object_pairs_hook=_Pairs, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise MalformedBody(f"the body is not valid JSON: {error}") from None
     if not isinstance(pairs, _Pairs):
         raise MalformedBody(f'the JSON body is not an object; send one like {{"{fields.names[0]}": "<base64>"}}')
+    if len(pairs) > MAX_PARTS:
+        raise MalformedBody(f"the JSON object has more than {MAX_PARTS} keys")
     given = _Given()
     for name, value in pairs:
         if name in given.arrived:

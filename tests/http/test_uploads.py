@@ -147,6 +147,7 @@ def b64(name: str, text: Any) -> bytes:
         (b"\xff\xfe{", JSON, ONE, MalformedBody, ["not valid JSON"]),
         (b"[1]", JSON, ONE, MalformedBody, ["not an object", '{"image"']),
         (b"[" * 90_000, JSON, ONE, MalformedBody, ["not valid JSON"]),
+        (json.dumps({f"k{n}": 1 for n in range(MAX_PARTS + 1)}).encode(), JSON, ONE, MalformedBody, [str(MAX_PARTS)]),
         (b'{"image": NaN}', JSON, ONE, MalformedBody, ["NaN"]),
         (b'{"image": "", "image": ""}', JSON, ONE, MalformedBody, ["more than once"]),
         (b64("image", 7), JSON, ONE, MalformedBody, ["image is not a text"]),
