@@ -1,13 +1,11 @@
 """A model ready to answer: its manifest, its sessions on the chosen provider, and the lane that its runs queue in."""
 
-import time
-from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from service.errors import DeadlineExceeded, InferenceFailed
+from service.errors import InferenceFailed
 from service.repository.parity import stored_feeds
 from service.repository.spec import ModelSpec
 from service.repository.store import BuiltModel
@@ -42,13 +40,7 @@ class LoadedModel:
 
     def run(self, feeds: Tensors, timing: Timing, graph: str = "model") -> Tensors:
         """Run one graph through the lane; see the protocol."""
-        future = self.lane.submit(graph, feeds, timing.deadline)
-        left = None if timing.deadline is None else max(0.0, timing.deadline - time.perf_counter())
-        try:
-            done = future.result(left)
-        except FutureTimeout:
-            future.cancel()
-            raise DeadlineExceeded(f"{self.spec.name} did not answer within the request's time") from None
+        done = self.lane.run(graph, feeds, timing.deadline)
         timing.add("queue", done.queue_ms)
         timing.add("inference", done.inference_ms)
         return done.outputs

@@ -49,7 +49,7 @@ def create_app(engine: Engine, *, give_up: Callable[[], None] = stop_process) ->
     Models are loaded in the background: until they are ready, tasks and /health/ready answer 503. `give_up` is called when the
     engine cannot be started; the log says why.
     """
-    workers = Workers.of(engine.settings)
+    workers = {slow: Workers.of(engine.settings, slow=slow) for slow in (False, True)}
     table = _table(engine, workers)
     app = FastAPIOffline(
         title="vision-service",
@@ -57,7 +57,7 @@ def create_app(engine: Engine, *, give_up: Callable[[], None] = stop_process) ->
         summary="Classify pictures, find objects, compare faces, paint photos",
         description=openapi.DESCRIPTION,
         routes=[Route(path, endpoint, methods=[method]) for method, path, endpoint, _ in table],
-        lifespan=_lifespan(engine, workers, give_up),
+        lifespan=_lifespan(engine, list(workers.values()), give_up),
         redirect_slashes=False,
         swagger_ui_parameters={"validatorUrl": None, "defaultModelsExpandDepth": 0, "displayRequestDuration": True},
     )
@@ -68,17 +68,18 @@ def create_app(engine: Engine, *, give_up: Callable[[], None] = stop_process) ->
     return app
 
 
-def _table(engine: Engine, workers: Workers) -> list[tuple[str, str, routes.Endpoint, openapi.Operation]]:
+def _table(engine: Engine, workers: dict[bool, Workers]) -> list[tuple[str, str, routes.Endpoint, openapi.Operation]]:
     """Every route with its entry on the API page. Plain Starlette routes: bodies are read by service.http.uploads, so what FastAPI
     does around an endpoint would be time for nothing."""
     tasks = [
-        ("POST", task.path, routes.task_endpoint(task, engine, workers), openapi.task(task, engine.settings)) for task in TASKS
+        ("POST", task.path, routes.task_endpoint(task, engine, workers[task.slow]), openapi.task(task, engine.settings))
+        for task in TASKS
     ]
     return [
         *tasks,
         ("GET", "/models", routes.models_endpoint(engine), openapi.MODELS),
         ("GET", "/styles", routes.styles_endpoint(engine), openapi.STYLES),
-        ("GET", "/styles/{name}/thumbnail.jpg", routes.thumbnail_endpoint(engine, workers), openapi.THUMBNAIL),
+        ("GET", "/styles/{name}/thumbnail.jpg", routes.thumbnail_endpoint(engine, workers[True]), openapi.THUMBNAIL),
         ("GET", "/health/live", health.live, openapi.LIVE),
         ("GET", "/health/ready", health.ready_endpoint(engine), openapi.READY),
         ("GET", "/problems/{code}", routes.explain_problem, openapi.PROBLEM),
@@ -121,7 +122,7 @@ def _translate(request: Request, error: Exception) -> VisionError:
 
 
 def _lifespan(
-    engine: Engine, workers: Workers, give_up: Callable[[], None]
+    engine: Engine, workers: list[Workers], give_up: Callable[[], None]
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     def start() -> None:
         try:
@@ -139,7 +140,8 @@ def _lifespan(
         starter = threading.Thread(target=start, name="start", daemon=True)
         starter.start()
         yield
-        await asyncio.to_thread(workers.close)
+        for group in workers:
+            await asyncio.to_thread(group.close)
         await asyncio.to_thread(starter.join, CLOSING_SECONDS)
         if not starter.is_alive():
             await asyncio.to_thread(engine.close)

@@ -1,7 +1,8 @@
 """Who may work, how many may wait, and for how long: the engine's threads and the queue before them.
 
 The engine is synchronous and keeps a core busy, so it runs on as many threads as there are cores: a wider pool is slower and the
-event loop itself would answer nobody. What arrives while all threads work waits in one bounded queue, and what arrives while
+event loop itself would answer nobody. Paintings take seconds, so they have threads of their own and quick answers never wait
+behind them. What arrives while all threads work waits in one bounded queue, and what arrives while
 that is full is refused at once.
 """
 
@@ -37,9 +38,10 @@ class Workers:
         self._seconds_per_job = 0.0
 
     @classmethod
-    def of(cls, settings: Settings) -> "Workers":
-        """As many threads as cores, or as many as one model may run in parallel where that is more."""
-        return cls(max(usable_cores(), settings.parallel), settings.queue_length, settings.request_timeout)
+    def of(cls, settings: Settings, slow: bool = False) -> "Workers":
+        """As many threads as cores, or as many as one model may run in parallel where that is more; half of them for slow jobs."""
+        threads = max(usable_cores(), settings.parallel)
+        return cls(max(1, threads // 2) if slow else threads, settings.queue_length, settings.request_timeout)
 
     def check(self) -> None:
         """Raises QueueFull, with the seconds after which a place is likely, when no further job would be taken now."""

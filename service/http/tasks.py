@@ -61,7 +61,8 @@ class DrawnDetectFacesOptions(Drawable, DetectFacesOptions):
 class Task(Generic[Options]):
     """One row: `run(engine, photos, options, media)` gives the answer as `media`, one of `offers` (the first is the default).
 
-    `answer` is the JSON answer's model, None where the answer is always a picture; `errors` are those of this task alone.
+    `answer` is the JSON answer's model, None where the answer is always a picture; `errors` are those of this task alone;
+    `slow` tasks take seconds and wait in a queue of their own.
     """
 
     path: str
@@ -73,6 +74,7 @@ class Task(Generic[Options]):
     offers: tuple[str, ...]
     run: Callable[[Engine, Photos, Options, str], Reply]
     errors: tuple[type[VisionError], ...] = (ModelUnknown,)
+    slow: bool = False
 
     def media(self, options: Options, accept: str | None) -> str:
         """The media type to answer with: the format option where it was given, else what the client accepts most.
@@ -218,5 +220,6 @@ TASKS: tuple[Task[Any], ...] = (
         offers=PAINTED,
         run=_stylize,
         errors=(ModelUnknown, StyleUnknown),
+        slow=True,
     ),
 )

@@ -3,7 +3,8 @@
 The data's way: submit() puts a Job into the queue or refuses it with QueueFull; a worker takes the oldest job that is still
 wanted, adds waiting jobs of the same graph and shape up to `max_batch`, runs them as one batch, checks that as many results
 came back as inputs went in, and answers each job's future. A batch that fails is run again item by item, so that one bad
-input cannot fail its neighbours. Nothing waits for a batch to fill: on a CPU a batching window only costs time.
+input cannot fail its neighbours. Nothing waits for a batch to fill: on a CPU a batching window only costs time. run() does the
+same for a caller that would only wait: where nothing is batched and a slot is free, it spares the way through another thread.
 """
 
 import threading
@@ -11,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -61,6 +63,8 @@ class Lane:
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
+        self._running = 0
+        self._slots = workers
         self._seconds_per_job = 0.0
         self._workers = [threading.Thread(target=self._work, name=f"{name}-{n}", daemon=True) for n in range(workers)]
         for worker in self._workers:
@@ -77,11 +81,24 @@ class Lane:
             if self._closed:
                 raise NotReady("the service is shutting down")
             if len(self._jobs) >= self._queue_length:
-                wait = max(1.0, self._seconds_per_job * len(self._jobs) / len(self._workers))
+                wait = max(1.0, self._seconds_per_job * len(self._jobs) / self._slots)
                 raise QueueFull(f"{self._queue_length} requests are waiting for {self.name} already", retry_after=wait)
             self._jobs.append(job)
             self._changed.notify()
         return job.future
+
+    def run(self, graph: str, feeds: Tensors, deadline: float | None = None) -> Done:
+        """Like submit(), but waits for the answer, on this thread where that is as good. Raises what the future would, and
+        DeadlineExceeded when the answer does not come in time."""
+        with self._changed:
+            free = self._max_batch == 1 and not self._closed and not self._jobs and self._running < self._slots
+            self._running += free
+        future = self._run_here(Job(graph, feeds, deadline)) if free else self.submit(graph, feeds, deadline)
+        try:
+            return future.result(None if deadline is None else max(0.0, deadline - time.perf_counter()))
+        except FutureTimeout:
+            future.cancel()
+            raise DeadlineExceeded(f"{self.name} did not answer within the request's time") from None
 
     def close(self) -> None:
         """Stop taking jobs, answer those that wait with NotReady, and wait for those that run."""
@@ -95,18 +112,36 @@ class Lane:
                 job.future.set_exception(NotReady("the service is shutting down"))
         for worker in self._workers:
             worker.join()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._running)
 
     def _work(self) -> None:
         while True:
             with self._changed:
-                while not self._jobs and not self._closed:
+                while not self._closed and not (self._jobs and self._running < self._slots):
                     self._changed.wait()
                 if not self._jobs:
                     return
                 batch = self._take()
-            batch = [job for job in batch if _still_wanted(job)]
-            if batch:
-                self._answer(batch)
+                self._running += 1
+            try:
+                batch = [job for job in batch if _still_wanted(job)]
+                if batch:
+                    self._answer(batch)
+            finally:
+                self._leave()
+
+    def _run_here(self, job: Job) -> "Future[Done]":
+        try:
+            self._answer([job])
+        finally:
+            self._leave()
+        return job.future
+
+    def _leave(self) -> None:
+        with self._changed:
+            self._running -= 1
+            self._changed.notify_all()
 
     def _take(self) -> list[Job]:
         first = self._jobs.popleft()

@@ -43,7 +43,8 @@ class Session(Protocol):
 class OrtSession:
     """One graph in onnxruntime, on the chosen provider, with all graph optimisations.
 
-    threads: inside one run. keep_memory: keep the arena between runs; off for graphs that meet huge pictures of any size.
+    threads: inside one run. keep_memory: keep what a run needed for the next one; off for graphs that meet huge pictures of any
+    size, which give it back after each run (on the CPU: a GPU's memory is nobody else's).
     """
 
     def __init__(self, path: Path, choice: Choice, *, threads: int = 1, keep_memory: bool = True) -> None:
@@ -53,7 +54,6 @@ class OrtSession:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        options.enable_cpu_mem_arena = keep_memory
         options.enable_mem_pattern = keep_memory
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads must not burn a core
         providers = [choice.provider] if choice.provider == CPU else [choice.provider, CPU]
@@ -62,10 +62,13 @@ class OrtSession:
         self.inputs = tuple(TensorInfo(i.name, tuple(i.shape), i.type) for i in self._session.get_inputs())
         self.outputs = tuple(TensorInfo(o.name, tuple(o.shape), o.type) for o in self._session.get_outputs())
         self._names = [output.name for output in self.outputs]
+        self._run_options = ort.RunOptions()
+        if not keep_memory and self.provider == CPU:
+            self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     def run(self, feeds: Tensors) -> dict[str, NDArray[np.generic]]:
         try:
-            results = self._session.run(self._names, dict(feeds))
+            results = self._session.run(self._names, dict(feeds), self._run_options)
         except Exception as error:
             raise InferenceFailed(str(error).strip().splitlines()[0]) from error
         return dict(zip(self._names, results, strict=True))

@@ -26,15 +26,24 @@ def session(model: Path | ModelProto) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
-def test_stays_close_to_the_published_int8_files(models: Models, photo: Photo) -> None:
-    folder = models("magenta-arbitrary")
-    picture, content = cv2.resize(photo("coffee"), (256, 256)), cv2.resize(photo("astronaut"), (384, 384))
-    (vector,) = session(folder / "weights" / PREDICT).run(None, {"style_image": (picture[None] / 255).astype(np.float32)})
-    feeds = {"content_image": (content[None] / 255).astype(np.float32), "mobilenet_conv/Conv/BiasAdd": vector}
-    (published,) = session(folder / "weights" / TRANSFORM).run(None, feeds)
+@pytest.fixture(scope="module")
+def weights(models: Models) -> dict[str, Path]:
+    return {name: models("magenta-arbitrary") / "weights" / name for name in (PREDICT, TRANSFORM)}
 
-    (style,) = session(folder / "predict.onnx").run(None, {"pixels": picture[None]})
-    painted, _ = session(folder / "model.onnx").run(["painted", "statistics"], {"pixels": content[None], "style": style})
+
+@pytest.fixture(scope="module")
+def graphs(weights: dict[str, Path]) -> dict[str, ModelProto]:
+    return export(weights)
+
+
+def test_stays_close_to_the_published_int8_files(weights: dict[str, Path], graphs: dict[str, ModelProto], photo: Photo) -> None:
+    picture, content = cv2.resize(photo("coffee"), (256, 256)), cv2.resize(photo("astronaut"), (384, 384))
+    (vector,) = session(weights[PREDICT]).run(None, {"style_image": (picture[None] / 255).astype(np.float32)})
+    feeds = {"content_image": (content[None] / 255).astype(np.float32), "mobilenet_conv/Conv/BiasAdd": vector}
+    (published,) = session(weights[TRANSFORM]).run(None, feeds)
+
+    (style,) = session(graphs["predict"]).run(None, {"pixels": picture[None]})
+    painted, _ = session(graphs["model"]).run(["painted", "statistics"], {"pixels": content[None], "style": style})
 
     assert np.abs(style - vector.reshape(1, 100)).mean() < 0.02  # of 0.7 on average
     error = np.abs(painted / 255 - published).mean()
@@ -43,9 +52,8 @@ def test_stays_close_to_the_published_int8_files(models: Models, photo: Photo) -
     assert np.abs(painted[:, :, 1:] / 255 - published[:, :, :-1]).mean() > 1.4 * error
 
 
-def test_any_batch_and_size(models: Models, photo: Photo) -> None:
-    folder = models("magenta-arbitrary")
-    predict, model = session(folder / "predict.onnx"), session(folder / "model.onnx")
+def test_any_batch_and_size(graphs: dict[str, ModelProto], photo: Photo) -> None:
+    predict, model = session(graphs["predict"]), session(graphs["model"])
     pictures = np.stack([photo("coffee")[:128, :320], photo("astronaut")[:128, :320]])
     (styles,) = predict.run(None, {"pixels": pictures})
     painted, statistics = model.run(["painted", "statistics"], {"pixels": pictures[:, :64, :96], "style": styles})

@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 
 from service.errors import DeviceUnavailable
 from service.http.app import create_app, from_env, stop_process
+from service.runtime.machine import usable_cores
 
 
 def test_until_the_models_are_ready_tasks_answer_503(make_engine: Any, jpeg: bytes, wait: Callable[..., None]) -> None:
@@ -44,6 +45,29 @@ def test_an_engine_that_cannot_start_is_given_up(
         assert client.get("/health/ready").status_code == 503
     assert told in caplog.text
     assert ("Traceback" in caplog.text) is isinstance(error, ZeroDivisionError)
+
+
+def test_quick_tasks_do_not_wait_behind_paintings(make_engine: Any, open_client: Any, jpeg: bytes) -> None:
+    engine, go = make_engine(), threading.Event()
+    client = open_client(engine)
+
+    def wait_if_painting() -> None:
+        if engine.calls[-1][0] == "stylize":
+            go.wait(10)
+
+    engine.before = wait_if_painting
+    painters = [
+        threading.Thread(target=client.post, args=("/stylize",), kwargs={"files": {"image": jpeg}, "data": {"style": "ink-wash"}})
+        for _ in range(usable_cores() + 2)
+    ]
+    for painter in painters:
+        painter.start()
+    try:
+        assert client.post("/classify", files={"image": jpeg}).status_code == 200
+    finally:
+        go.set()
+        for painter in painters:
+            painter.join(10)
 
 
 def test_a_full_queue_is_503_before_the_body_is_read(

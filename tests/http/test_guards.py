@@ -116,7 +116,8 @@ def test_a_closed_pool_takes_nothing_and_loses_no_place() -> None:
     workers.check()
 
 
-def test_there_are_as_many_threads_as_a_model_may_use() -> None:
-    workers = Workers.of(Settings(parallel=17))
-    assert workers.threads >= 17
+@pytest.mark.parametrize(("slow", "expected"), [(False, 17), (True, 8)])
+def test_there_are_as_many_threads_as_a_model_may_use_and_half_for_slow_jobs(slow: bool, expected: int) -> None:
+    workers = Workers.of(Settings(parallel=17), slow=slow)
+    assert workers.threads >= expected
     workers.close()

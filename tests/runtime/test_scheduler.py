@@ -167,3 +167,76 @@ def test_closing_finishes_what_runs_and_answers_the_rest() -> None:
     assert not closer.is_alive()
     with pytest.raises(NotReady):
         lane.submit("model", feeds(3))
+
+
+def test_run_uses_the_callers_thread_where_a_slot_is_free() -> None:
+    threads: list[str] = []
+
+    def note(graph: str, given: Tensors) -> Tensors:
+        threads.append(threading.current_thread().name)
+        return double(graph, given)
+
+    with lane_of(note) as lane:
+        done = lane.run("model", feeds(3))
+    assert done.outputs["y"].item() == 6
+    assert done.queue_ms < 50
+    assert threads == [threading.current_thread().name]
+
+
+def test_run_waits_its_turn_where_all_slots_are_taken_and_never_runs_more_at_once() -> None:
+    running, most, lock = 0, 0, threading.Lock()
+
+    def count(graph: str, given: Tensors) -> Tensors:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.01)
+        with lock:
+            running -= 1
+        return double(graph, given)
+
+    answers: list[float] = []
+    with lane_of(count, workers=2, queue_length=64) as lane:
+        callers = [
+            threading.Thread(target=lambda n=n: answers.append(lane.run("model", feeds(n)).outputs["y"].item())) for n in range(12)
+        ]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join(10)
+    assert sorted(answers) == [2 * n for n in range(12)]
+    assert most == 2
+
+
+def test_run_raises_what_went_wrong_and_when_time_is_up() -> None:
+    def fail(graph: str, given: Tensors) -> Tensors:
+        raise ValueError("broken")
+
+    with lane_of(fail) as lane, pytest.raises(InferenceFailed, match="broken"):
+        lane.run("model", feeds(1))
+    gate = Gate()
+    with lane_of(gate) as lane:
+        lane.submit("model", feeds(0))
+        assert gate.entered.wait(5)
+        with pytest.raises(DeadlineExceeded):
+            lane.run("model", feeds(1), deadline=time.perf_counter() + 0.05)
+    assert gate.batches == [1]
+
+
+def test_closing_waits_for_a_run_on_a_callers_thread() -> None:
+    gate = Gate()
+    lane = Lane("test", gate, workers=1, queue_length=8)
+    answers: list[float] = []
+    caller = threading.Thread(target=lambda: answers.append(lane.run("model", feeds(4)).outputs["y"].item()))
+    caller.start()
+    assert gate.entered.wait(5)
+    closer = threading.Thread(target=lane.close)
+    closer.start()
+    closer.join(0.1)
+    assert closer.is_alive()
+    gate.open.set()
+    closer.join(5)
+    caller.join(5)
+    assert not closer.is_alive()
+    assert answers == [8]
