@@ -106,11 +106,11 @@ def _device(settings: Settings) -> Finding:
 
 def _heic() -> Finding:
     try:
-        import pillow_heif
+        import pi_heif
     except ModuleNotFoundError:
         advice = "pip install 'vision-service[heic]'"
         return Finding(topic="formats", state="note", text="HEIC photos (iPhone) cannot be read", next=advice)
-    return Finding(topic="formats", state="good", text=f"HEIC photos can be read (pillow-heif {pillow_heif.__version__})")
+    return Finding(topic="formats", state="good", text=f"HEIC photos can be read (pi-heif {pi_heif.__version__})")
 
 
 def _models(settings: Settings) -> Iterator[Finding]:

@@ -125,7 +125,7 @@ class _PillowGuard:
                 self._limit = Image.MAX_IMAGE_PIXELS
                 self._warnings = warnings.catch_warnings()
                 self._warnings.__enter__()
-                warnings.filterwarnings("ignore", module=r"(PIL|pillow_heif)\b")
+                warnings.filterwarnings("ignore", module=r"(PIL|pi_heif)\b")
                 Image.MAX_IMAGE_PIXELS = None
             self._users += 1
 
@@ -180,10 +180,10 @@ def _sniff(data: bytes) -> str:
 def _heic_opens() -> bool:
     """Teach Pillow to open HEIC, once. False when the extra `heic` is not installed."""
     try:
-        import pillow_heif
+        import pi_heif
     except ImportError:
         return False
-    pillow_heif.register_heif_opener()
+    pi_heif.register_heif_opener()
     return True
 
 

@@ -41,8 +41,15 @@ def classify(pixels: Pixels, options: ClassifyOptions, model: Model, timing: Tim
     logits = model.run({"pixels": square[None]}, timing)["logits"][0]
     with timing.measure("postprocess"):
         confidences = softmax(logits)
-        best = np.argsort(-confidences, kind="stable")[: options.top_k].tolist()
+        best = top(confidences, options.top_k).tolist()
         return [Prediction(class_id=i, label=model.labels[i], confidence=confidences[i]) for i in best]
+
+
+def top(values: NDArray[np.float64], count: int) -> NDArray[np.intp]:
+    """Indices of the `count` largest of `values` [n], largest first; equal ones by index."""
+    least = np.partition(values, len(values) - count)[len(values) - count] if count < len(values) else values.min()
+    found = np.flatnonzero(values >= least)
+    return found[np.argsort(-values[found], kind="stable")][:count]
 
 
 def prepare(pixels: Pixels, spec: ModelSpec) -> Pixels:
@@ -55,5 +62,5 @@ def prepare(pixels: Pixels, spec: ModelSpec) -> Pixels:
 
 def softmax(logits: NDArray[np.generic]) -> NDArray[np.float64]:
     """Probabilities [classes] that sum to 1, computed in float64 so that they still do after rounding."""
-    exponentials = np.exp(logits.astype(np.float64) - float(np.max(logits)))
+    exponentials = np.exp(np.subtract(logits, logits.max(), dtype=np.float64))
     return exponentials / exponentials.sum()  # type: ignore[no-any-return]

@@ -18,7 +18,7 @@ from service.errors import OptionInvalid, SpecInvalid
 from service.imaging.boxes import clip, nms
 from service.imaging.transforms import Placement, letterbox
 from service.repository.spec import ModelSpec
-from service.tasks.task import Answer, Box, Model, Pixels, Strict, Timing
+from service.tasks.task import Answer, Box, Model, Pixels, Strict, Timing, in_pixels
 
 MAX_CANDIDATES = 4096
 """Candidates that NMS looks at, the most confident first: bounds the time of confidence=0."""
@@ -118,7 +118,7 @@ def _unknown_class(name: str, labels: Sequence[str]) -> str:
 
 
 def _detection(kind: int, score: float, corners: NDArray[np.float32], labels: Sequence[str]) -> Detection:
-    x_min, y_min, x_max, y_max = corners.tolist()
+    x_min, y_min, x_max, y_max = in_pixels(corners)
     return Detection(
         class_id=kind, label=labels[kind], confidence=score, box=Box(x_min=x_min, y_min=y_min, x_max=x_max, y_max=y_max)
     )

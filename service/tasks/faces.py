@@ -17,7 +17,7 @@ from service.imaging.transforms import similarity, warp
 from service.repository.spec import Threshold
 from service.tasks.face_detector import Found, find_faces
 from service.tasks.face_quality import SMALL_SIZE, UNUSABLE_SIZE, FaceQuality, assess
-from service.tasks.task import Answer, Box, ImageInfo, Model, ModelInfo, Pixels, Point, Strict, Timing, TimingMs
+from service.tasks.task import Answer, Box, ImageInfo, Model, ModelInfo, Pixels, Point, Strict, Timing, TimingMs, in_pixels
 
 TEMPLATE: Final = np.array([(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)])
 """Where the landmarks of an aligned face lie in 112 x 112 pixels. Reference: Deng and others, ArcFace, CVPR 2019."""
@@ -211,8 +211,8 @@ def _verified(found: Found, row: int, pixels: Pixels, aligned: Pixels) -> Verifi
 
 
 def _face(found: Found, row: int, pixels: Pixels) -> Face:
-    x_min, y_min, x_max, y_max = clip(found.boxes[row], *pixels.shape[:2]).tolist()
-    points = [Point(x=x, y=y) for x, y in found.landmarks[row].reshape(5, 2).tolist()]
+    x_min, y_min, x_max, y_max = in_pixels(clip(found.boxes[row], *pixels.shape[:2]))
+    points = [Point(x=x, y=y) for x, y in map(in_pixels, found.landmarks[row].reshape(5, 2))]
     return Face(
         box=Box(x_min=x_min, y_min=y_min, x_max=x_max, y_max=y_max),
         confidence=float(found.scores[row]),

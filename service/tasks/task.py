@@ -70,6 +70,11 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def in_pixels(values: NDArray[np.floating]) -> list[float]:
+    """Coordinates [n] as an answer shows them: to a hundredth of a pixel, which is finer than any model is."""
+    return values.astype(np.float64).round(2).tolist()  # type: ignore[no-any-return]
+
+
 class Box(BaseModel):
     """Corners in pixels of the upright picture, clipped to it."""
 

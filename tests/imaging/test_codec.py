@@ -451,7 +451,7 @@ def test_threads_share_pillow_without_leaving_filters_behind() -> None:
 
 
 def test_heic_without_the_extra_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # what import then finds is nothing
+    monkeypatch.setitem(sys.modules, "pi_heif", None)  # what import then finds is nothing
     codec._heic_opens.cache_clear()
     for brands in (b"heic\0\0\0\0mif1heic", b"mif1\0\0\0\0mif1heix"):
         with pytest.raises(NotAnImage, match=r"vision-service\[heic\]"):
@@ -460,7 +460,7 @@ def test_heic_without_the_extra_names_it(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_heic_opens_once_the_extra_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for pillow_heif whose "HEIC" is a brand box before a PNG: registered once, on first need, within the limits."""
+    """A stand-in for pi_heif whose "HEIC" is a brand box before a PNG: registered once, on first need, within the limits."""
     brands = struct.pack(">I", 24) + b"ftypmif1\0\0\0\0mif1heic"
     registered = []
 
@@ -469,7 +469,7 @@ def test_heic_opens_once_the_extra_is_there(monkeypatch: pytest.MonkeyPatch) -> 
         opener = (lambda fp, name: PngImageFile(BytesIO(fp.read()[len(brands) :])), lambda prefix: prefix[4:8] == b"ftyp")
         monkeypatch.setitem(Image.OPEN, "HEIF", opener)
 
-    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=register))
+    monkeypatch.setitem(sys.modules, "pi_heif", SimpleNamespace(register_heif_opener=register))
     codec._heic_opens.cache_clear()
     try:
         file = brands + save(QUADRANTS, "PNG")
