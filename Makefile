@@ -67,8 +67,10 @@ format: $(DEV) ## let ruff format the code and mend what it can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(BENCH) ## latency of one request over HTTP next to decoding and the model alone
-	$(BIN)/python benchmarks/latency.py $(ARGS)
+bench: $(BENCH) ## latency over HTTP next to decoding and the model alone, start-up, painting
+	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/painting.py
 
 accuracy: $(BENCH) ## accuracy on your photos: ARGS="--imagenet DIR --coco DIR --faces DIR"
 	$(BIN)/python benchmarks/accuracy.py $(ARGS)

@@ -10,26 +10,25 @@ nothing ever queues. Prints medians and b/a.
 
 import argparse
 import json
-import os
 import socket
 import statistics
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import sklearn.datasets
+from servers import running_server
 
 from service.engine import Engine
 from service.imaging.codec import decode
 from service.settings import Settings
+from service.tasks.classify import ClassifyOptions, classify
+from service.tasks.detect import DetectOptions, detect
 from service.tasks.task import Tensors, Timing
 
 PHOTO = Path(sklearn.datasets.__file__).parent / "images" / "china.jpg"  # 640 x 427, 197 kB
 BOUNDARY = "benchmark"
+MODELS = {"classify": "efficientnet-lite0", "detect": "yolov3-tiny"}
 
 
 def main() -> None:
@@ -39,16 +38,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     photo = arguments.photo.read_bytes()
-    port = _free_port()
-    command = [sys.executable, "-c", "from service.cli import main; raise SystemExit(main())", "serve", "--port", str(port)]
-    server = subprocess.Popen(command, env={**os.environ}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        _wait_until_ready(port, server)
-        with Engine(Settings.from_env()) as engine:
-            figures = {task: compare(engine, task, photo, port, arguments.rounds) for task in ("classify", "detect")}
-    finally:
-        server.terminate()
-        server.wait(30)
+    with running_server() as port, Engine(Settings.from_env()) as engine:
+        figures = {task: compare(engine, task, photo, port, arguments.rounds) for task in MODELS}
     print(f"{arguments.photo.name}, {len(photo)} bytes, {arguments.rounds} rounds, medians in ms")
     for task, values in figures.items():
         print(f"/{task:<10}" + "  ".join(f"{name} {value:.2f}" for name, value in values.items()))
@@ -58,7 +49,7 @@ def main() -> None:
 
 def compare(engine: Engine, task: str, photo: bytes, port: int, rounds: int) -> dict[str, float]:
     """Medians of both ways, and their ratio."""
-    session = engine.load({"classify": "efficientnet-lite0", "detect": "yolov3-tiny"}[task]).sessions["model"]
+    session = engine.load(MODELS[task]).sessions["model"]
     feeds = _prepared(engine, task, photo)
     connection, message = socket.create_connection(("127.0.0.1", port), 30), _request(task, photo)
 
@@ -85,7 +76,7 @@ def compare(engine: Engine, task: str, photo: bytes, port: int, rounds: int) -> 
 def _prepared(engine: Engine, task: str, photo: bytes) -> Tensors:
     """The tensors that the task feeds its model for `photo`, caught on their way."""
     caught: list[Tensors] = []
-    model = engine.load({"classify": "efficientnet-lite0", "detect": "yolov3-tiny"}[task])
+    model = engine.load(MODELS[task])
 
     class Catcher:
         spec, labels = model.spec, model.labels
@@ -93,9 +84,6 @@ def _prepared(engine: Engine, task: str, photo: bytes) -> Tensors:
         def run(self, feeds: Tensors, timing: Timing, graph: str = "model") -> Tensors:
             caught.append(feeds)
             return model.run(feeds, timing, graph)
-
-    from service.tasks.classify import ClassifyOptions, classify
-    from service.tasks.detect import DetectOptions, detect
 
     pixels = decode(photo)
     if task == "classify":
@@ -124,27 +112,6 @@ def _read_answer(connection: socket.socket) -> None:
         body += connection.recv(65536)
     if b" 200 " not in head[:20]:
         raise RuntimeError(f"the server answered {head[:40]!r}: {body[:200]!r}")
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
-def _wait_until_ready(port: int, server: subprocess.Popen[bytes]) -> None:
-    for _ in range(600):
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=2) as response:
-                if response.status == 200:
-                    return
-        except (urllib.error.URLError, ConnectionError):
-            pass
-        if server.poll() is not None:
-            raise SystemExit(f"the server ended with status {server.returncode}; run it by hand to see why: vision-service serve")
-        time.sleep(0.2)
-    raise SystemExit("the server was not ready within two minutes")
 
 
 if __name__ == "__main__":
