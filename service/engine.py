@@ -5,15 +5,15 @@ with Engine() as engine:
 """
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from service.errors import ModelUnknown, OptionInvalid, SettingInvalid, SpecInvalid, StyleUnknown
-from service.imaging.codec import encode
+from service.errors import ModelUnknown, NotReady, OptionInvalid, SettingInvalid, SpecInvalid, StyleUnknown
+from service.imaging.codec import decode, encode
 from service.imaging.transforms import use_one_thread
 from service.loaded import LoadedModel, load
 from service.photo import ImageLike, Photo, open_photo
@@ -27,7 +27,7 @@ from service.tasks.classify import ClassifyAnswer, ClassifyOptions, classify
 from service.tasks.detect import DetectAnswer, DetectOptions, detect
 from service.tasks.faces import DetectFacesAnswer, DetectFacesOptions, VerifyFaceAnswer, VerifyFaceOptions, detect_faces, verify
 from service.tasks.stylize import SAMPLE, StyleInfo, StylizeOptions, list_styles, pick_painter, stylize, thumbnail
-from service.tasks.task import ImageInfo, ModelInfo, Pixels, Strict, TimingMs
+from service.tasks.task import ImageInfo, ModelInfo, Pixels, Strict, Timing, TimingMs
 
 Options = TypeVar("Options", bound=Strict)
 
@@ -79,8 +79,8 @@ class StylizeAnswer:
 class Engine:
     """All tasks on all models of the settings. Safe to use from several threads.
 
-    Models are fetched, built and loaded by start(), which `with` calls, or each at its first use. `models` (by name) skips all
-    that, for tests. `progress` hears of downloads.
+    Models are fetched, built and loaded by start(), which `with` calls, or each at its first use; they live until close(). `models`
+    (by name) skips all that, for tests. `progress` hears of downloads.
     """
 
     def __init__(
@@ -95,9 +95,10 @@ class Engine:
         self._models: dict[str, LoadedModel] = dict(models or {})
         self._specs = {name: model.spec for name, model in self._models.items()} if models is not None else scan(self.settings)
         for spec in self._specs.values():
-            _check_family(spec)
+            _check(spec)
         self._choice: Choice | None = None
-        self._loading = threading.RLock()
+        self._loading = threading.Lock()
+        self._closed = False
         self._thumbnails: dict[str, bytes] = {}
 
     def start(self) -> None:
@@ -109,14 +110,19 @@ class Engine:
             self.load(name)
 
     def close(self) -> None:
-        """Stop taking work, finish what runs, free the models."""
+        """Stop taking work, finish what runs, free the models. An engine does not open again."""
         with self._loading:
+            self._closed = True
             models, self._models = self._models, {}
         for model in models.values():
             model.close()
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -139,36 +145,36 @@ class Engine:
     def classify(self, image: ImageLike, options: ClassifyOptions | None = None, **given: Any) -> ClassifyAnswer:
         """What is on the photo: the most probable classes, best first."""
         options = _options(ClassifyOptions, options, given)
-        model = self._model(("classify",), options.model)
-        photo = self.decode(image)
-        predictions = classify(photo.pixels, options, model, photo.timing)
-        return ClassifyAnswer(model=model.info, image=photo.info, timing_ms=photo.timing.report(), predictions=predictions)
+        model = self._model("classify", options.model)
+        photo, timing = self._opened(image)
+        predictions = classify(photo.pixels, options, model, timing)
+        return ClassifyAnswer(model=model.info, image=photo.info, timing_ms=timing.report(), predictions=predictions)
 
     def detect(self, image: ImageLike, options: DetectOptions | None = None, **given: Any) -> DetectAnswer:
         """Which objects are on the photo, and where."""
         options = _options(DetectOptions, options, given)
-        model = self._model(("detect",), options.model)
-        photo = self.decode(image)
-        predictions = detect(photo.pixels, options, model, photo.timing)
-        return DetectAnswer(model=model.info, image=photo.info, timing_ms=photo.timing.report(), predictions=predictions)
+        model = self._model("detect", options.model)
+        photo, timing = self._opened(image)
+        predictions = detect(photo.pixels, options, model, timing)
+        return DetectAnswer(model=model.info, image=photo.info, timing_ms=timing.report(), predictions=predictions)
 
     def detect_faces(self, image: ImageLike, options: DetectFacesOptions | None = None, **given: Any) -> DetectFacesAnswer:
         """Where the faces are, with five landmarks each."""
         options = _options(DetectFacesOptions, options, given)
-        model = self._model(("detect-faces",), options.model)
-        photo = self.decode(image)
-        faces = detect_faces(photo.pixels, options, model, photo.timing, self.settings.max_faces)
-        return DetectFacesAnswer(model=model.info, image=photo.info, timing_ms=photo.timing.report(), faces=faces)
+        model = self._model("detect-faces", options.model)
+        photo, timing = self._opened(image)
+        faces = detect_faces(photo.pixels, options, model, timing, self.settings.max_faces)
+        return DetectFacesAnswer(model=model.info, image=photo.info, timing_ms=timing.report(), faces=faces)
 
     def verify_face(
         self, image1: ImageLike, image2: ImageLike, options: VerifyFaceOptions | None = None, **given: Any
     ) -> VerifyFaceAnswer:
         """Do two photos show the same person?"""
         options = _options(VerifyFaceOptions, options, given)
-        embedder = self._model(("embed-face",), options.model)
-        detector = self._model(("detect-faces",), None)
-        first, second = self.decode(image1), self.decode(image2)
-        timing = first.timing
+        embedder = self._model("embed-face", options.model)
+        detector = self._model("detect-faces", None)
+        first, timing = self._opened(image1)
+        second = self.decode(image2)
         timing.add("decode", second.timing.stages["decode"])
         result = verify(first.pixels, second.pixels, options, detector, embedder, timing)
         return VerifyFaceAnswer(model=embedder.info, detector=detector.info, timing_ms=timing.report(), **result)
@@ -184,14 +190,14 @@ class Engine:
         """The photo painted in a built-in style, a blend of them, or the style of any picture."""
         options = _options(StylizeOptions, options, given)
         model = self.load(pick_painter(list(self._specs.values()), options, style_image is not None).name)
-        photo = self.decode(image)
+        photo, timing = self._opened(image)
         style = None if style_image is None else self.decode(style_image)
         if style is not None:
-            photo.timing.add("decode", style.timing.stages["decode"])
+            timing.add("decode", style.timing.stages["decode"])
         side = self.settings.max_style_side
-        painted = stylize(photo.pixels, options, None if style is None else style.pixels, model, photo.timing, side)
+        painted = stylize(photo.pixels, options, None if style is None else style.pixels, model, timing, side)
         info = ImageInfo(width=painted.shape[1], height=painted.shape[0])
-        return StylizeAnswer(painted, model.info, info, photo.timing.report(), options)
+        return StylizeAnswer(painted, model.info, info, timing.report(), options)
 
     def styles(self) -> list[StyleInfo]:
         """The built-in styles of every model that has some."""
@@ -204,33 +210,40 @@ class Engine:
             if style not in known:
                 raise StyleUnknown(style, list(known))
             model = self.load(known[style].model)
-            sample = self.decode(model.folder / "weights" / SAMPLE)
-            self._thumbnails[style] = thumbnail(style, sample.pixels, model, sample.timing)
+            sample = decode((model.folder / "weights" / SAMPLE).read_bytes())
+            self._thumbnails[style] = thumbnail(style, sample, model, Timing())
         return self._thumbnails[style]
 
     def describe(self) -> list[ModelCard]:
         """A card for every model that is loaded."""
-        return [_card(model) for model in self._models.values()]
+        return [_card(model) for model in list(self._models.values())]
 
-    def _model(self, tasks: Iterable[Task], name: str | None) -> LoadedModel:
-        fitting = [spec for spec in self._specs.values() if spec.task in tasks]
-        return self.load(_pick(fitting, name).name)
+    def _opened(self, image: ImageLike) -> tuple[Photo, Timing]:
+        photo = self.decode(image)
+        return photo, photo.timing.again()
+
+    def _model(self, task: Task, name: str | None) -> LoadedModel:
+        return self.load(_pick([spec for spec in self._specs.values() if spec.task == task], name).name)
 
     def load(self, name: str) -> LoadedModel:
-        """The model called `name`, fetched, built, loaded and warmed up if it is not yet. Raises SetupError."""
+        """The model called `name`, fetched, built, loaded and warmed up if it is not yet.
+
+        Raises ModelUnknown, SetupError, and NotReady after close().
+        """
         model = self._models.get(name)
         if model is not None and model.warm:
             return model
+        if name not in self._specs:
+            raise ModelUnknown(name, list(self._specs))
         with self._loading:
-            model = self._models.get(name)
-            if model is None:
+            if self._closed:
+                raise NotReady("the engine is closed")
+            if name not in self._models:
                 self._choice = self._choice or choose(self.settings.device)
                 built = ensure(self._specs[name], self.settings, run_once, self._progress)
-                model = load(built, self._choice, self.settings)
-            if not model.warm:
-                model.warm_up()
-            self._models[name] = model
-            return model
+                self._models[name] = load(built, self._choice, self.settings)
+            self._models[name].warm_up()
+            return self._models[name]
 
 
 def _pick(specs: list[ModelSpec], name: str | None) -> ModelSpec:
@@ -242,10 +255,13 @@ def _pick(specs: list[ModelSpec], name: str | None) -> ModelSpec:
     raise ModelUnknown(name or "(default)", [spec.name for spec in specs])
 
 
-def _check_family(spec: ModelSpec) -> None:
+def _check(spec: ModelSpec) -> None:
     known = FAMILIES[spec.task]
     if spec.family not in known:
         text = f"{spec.folder / MANIFEST}: family: no code reads {spec.family!r} for {spec.task}; known: {', '.join(known)}"
+        raise SpecInvalid(text)
+    if spec.styles and all(file.name != SAMPLE for file in spec.files):
+        text = f"{spec.folder / MANIFEST}: files: built-in styles need a photo for their thumbnails, a file named {SAMPLE}"
         raise SpecInvalid(text)
 
 

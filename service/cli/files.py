@@ -1,12 +1,14 @@
 """Files and folders for the command line: find photos, work on several at a time, write results."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from service.errors import OptionInvalid
+from service.repository.files import write_whole
 
 SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"])
 
@@ -14,14 +16,23 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def find_photos(paths: Iterable[Path]) -> list[Path]:
+@dataclass(frozen=True)
+class Found:
+    """A photo, and the path below the folder that was searched for it (its name alone when it was given itself)."""
+
+    path: Path
+    below: Path
+
+
+def find_photos(paths: Iterable[Path]) -> list[Found]:
     """Files as given, and every photo below each folder, in order. Raises OptionInvalid when there are none."""
-    found: list[Path] = []
+    found: list[Found] = []
     for path in paths:
         if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            found += [Found(p, p.relative_to(path)) for p in inside]
         elif path.exists():
-            found.append(path)
+            found.append(Found(path, Path(path.name)))
         else:
             raise OptionInvalid("PATH", f"{path} does not exist")
     if not found:
@@ -41,16 +52,31 @@ def in_order(function: Callable[[T], R], items: Iterable[T], width: int) -> Iter
             yield waiting.popleft().result()
 
 
-def target(photo: Path, out: Path, suffix: str, alone: bool) -> Path:
-    """Where the picture made from `photo` goes: `out` itself when it names a file for one photo, else a file inside it."""
-    if alone and out.suffix.lower() in SUFFIXES and not out.is_dir():
-        return out
-    return out / f"{photo.stem}{suffix}"
+class Target:
+    """Where pictures made from `photos` go: below the folder `out` as the photos lie below theirs, or to the file `out`.
 
+    Raises OptionInvalid where `out` names a file for several photos.
+    """
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, making folders; a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    part.replace(path)
+    def __init__(self, out: Path, photos: Sequence[Found]) -> None:
+        self._out = out
+        self._file = out.suffix.lower() in SUFFIXES and not out.is_dir()
+        if self._file and len(photos) > 1:
+            raise OptionInvalid("--out", f"{len(photos)} photos cannot all be written to {out}; name a folder")
+        self._photos = {found.path.resolve() for found in photos}
+        self._taken: set[Path] = set()
+
+    def write(self, photo: Found, data: bytes, suffix: str) -> Path:
+        """Write the picture made from `photo` in one step. A name that is taken by another gets the photo's whole name before it.
+
+        Raises OptionInvalid rather than write over one of the photos; OSError.
+        """
+        path = self._out if self._file else self._out / photo.below.with_suffix(suffix)
+        if path in self._taken:
+            path = self._out / photo.below.with_name(photo.below.name + suffix)
+        if path.resolve() in self._photos:
+            raise OptionInvalid("--out", f"{path} is one of the photos and stays as it is; name another place with --out")
+        self._taken.add(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, data)
+        return path

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from service.cli.verbs import Verbs
-from service.errors import ModelUnknown, NotAnImage
+from service.errors import ModelUnknown, OptionInvalid
 from service.repository.progress import terminal_progress
 from service.repository.store import ensure, find_built, scan
 from service.runtime.session import run_once
@@ -80,7 +80,7 @@ def inspect(arguments: argparse.Namespace) -> int:
 
 
 def look_inside(path: Path) -> dict[str, Any]:
-    """Digest, opsets, inputs, outputs, operators and parameter count of an ONNX file. Raises NotAnImage's cousin on junk."""
+    """Digest, opsets, inputs, outputs, operators and parameter count of an ONNX file. Raises OptionInvalid when it is none."""
     import hashlib
     import math
 
@@ -92,7 +92,7 @@ def look_inside(path: Path) -> dict[str, Any]:
         model = onnx.load_model_from_string(data)
         onnx.checker.check_model(model)
     except (DecodeError, onnx.checker.ValidationError) as error:
-        raise NotAnImage(f"{path} is not a valid ONNX model: {error}") from None
+        raise OptionInvalid("FILE", f"{path} is not a valid ONNX model: {error}") from None
     graph = model.graph
     weights = {tensor.name for tensor in graph.initializer}
     operators = Counter(node.op_type for node in graph.node)

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.progress import track
 
 from service.annotate import draw_detections, draw_faces
-from service.cli.files import SUFFIXES, find_photos, in_order, target, write_whole
+from service.cli.files import Found, Target, find_photos, in_order
 from service.cli.verbs import Verbs, add_options, read_options
 from service.engine import Engine
-from service.errors import InputError, OptionInvalid
+from service.errors import VisionError
 from service.imaging.codec import Format, encode
 from service.repository.progress import terminal_progress
 from service.runtime.machine import usable_cores
@@ -66,30 +66,25 @@ def add_to(verbs: Verbs) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """One task over all photos, several at a time. A photo that fails is reported and the rest go on; 1 when any failed."""
-    files, options = find_photos(arguments.paths), read_options(arguments, arguments.kind)
-    alone, out = len(files) == 1, arguments.out
-    if out is not None and not alone and out.suffix.lower() in SUFFIXES:
-        raise OptionInvalid("--out", f"{len(files)} photos cannot all be written to {out}; name a folder")
+    photos, options = find_photos(arguments.paths), read_options(arguments, arguments.kind)
+    target = None if arguments.out is None else Target(arguments.out, photos)
     failed = 0
     with Engine(progress=terminal_progress()) as engine:
 
-        def attempt(path: Path) -> Outcome | InputError | OSError:
+        def attempt(photo: Found) -> Outcome | VisionError | OSError:
             try:
-                return cast(Work, arguments.work)(engine, path, options, arguments)
-            except (InputError, OSError) as error:
+                return cast(Work, arguments.work)(engine, photo.path, options, arguments)
+            except (VisionError, OSError) as error:
                 return error
 
-        results = in_order(attempt, files, usable_cores() + 1)
+        results = zip(photos, in_order(attempt, photos, usable_cores() + 1), strict=True)
         bar = Console(stderr=True)
-        for path, result in track(zip(files, results, strict=True), total=len(files), console=bar, transient=True, disable=alone):
-            if isinstance(result, Outcome):
-                written = None if result.picture is None else target(path, out, result.suffix, alone)
-                if written is not None and result.picture is not None:
-                    write_whole(written, result.picture)
-                _show(path, result, written, arguments.json)
-            else:
+        for photo, result in track(results, total=len(photos), console=bar, transient=True, disable=len(photos) == 1):
+            try:
+                _finish(photo, result, target, arguments.json)
+            except (VisionError, OSError) as error:
                 failed += 1
-                _complain(path, result, arguments.json)
+                _complain(photo.path, error, arguments.json)
     return 1 if failed else 0
 
 
@@ -151,17 +146,23 @@ def _encode(pixels: Any, photo: Path, out: Path) -> tuple[bytes, str]:
     return encode(pixels, FORMATS.get(suffix, "png")), suffix
 
 
-def _show(path: Path, outcome: Outcome, written: Path | None, as_json: bool) -> None:
+def _finish(photo: Found, result: Outcome | VisionError | OSError, target: Target | None, as_json: bool) -> None:
+    """Write the picture that there may be and print the answer. Raises the error that `result` may be, or that writing meets."""
+    if not isinstance(result, Outcome):
+        raise result
+    written = None
+    if target is not None and result.picture is not None:
+        written = target.write(photo, result.picture, result.suffix)
     if as_json:
-        record = {"file": str(path), **outcome.answer}
+        record = {"file": str(photo.path), **result.answer}
         print(json.dumps(record if written is None else {**record, "written": str(written)}))
         return
-    print(f"{path}" if written is None else f"{path} -> {written}")
-    print("\n".join(f"  {line}" for line in outcome.lines))
+    print(f"{photo.path}" if written is None else f"{photo.path} -> {written}")
+    print("\n".join(f"  {line}" for line in result.lines))
 
 
-def _complain(path: Path, error: InputError | OSError, as_json: bool) -> None:
-    code = error.code if isinstance(error, InputError) else "file_unreadable"
+def _complain(path: Path, error: VisionError | OSError, as_json: bool) -> None:
+    code = error.code if isinstance(error, VisionError) else "file_unusable"
     if as_json:
         print(json.dumps({"file": str(path), "error": {"code": code, "detail": str(error)}}))
     else:

@@ -29,8 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"running on {choice.provider}: {choice.note}", file=sys.stderr)
     for spec in scan(settings).values():
         ensure(spec, settings, run_once, terminal_progress())
-    if arguments.workers > 1 and not settings.parallel:  # the processes share the cores
-        os.environ["VISION_PARALLEL"] = str(max(1, usable_cores() // arguments.workers))
+    os.environ["VISION_CORES"] = str(share(settings.cores or usable_cores(), arguments.workers))
 
     import uvicorn
 
@@ -46,3 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
         timeout_graceful_shutdown=30,
     )
     return 0
+
+
+def share(cores: int, workers: int) -> int:
+    """Cores for each of `workers` processes, at least one."""
+    return max(1, cores // workers)

@@ -93,7 +93,7 @@ class Task(Generic[Options]):
         waited = time.perf_counter() - arrived
         photos = _decode(engine, upload.images)
         for photo in photos.values():
-            photo.timing.waited(waited)
+            photo.timing.waited(waited, engine.settings.request_timeout)
         return self.run(engine, photos, upload.options, media)
 
 

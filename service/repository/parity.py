@@ -78,11 +78,6 @@ def sort_cases(arrays: Tensors) -> dict[str, Case]:
     return cases
 
 
-def stored_feeds(spec: ModelSpec, graph: str) -> Tensors:
-    """The stored input of one graph, by input name. Raises SpecInvalid."""
-    return load_cases(spec)[graph].feeds
-
-
 def worst_difference(case: Case, outputs: Tensors) -> Difference:
     """Where `outputs` differ most from what `case` stores.
 

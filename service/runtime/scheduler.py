@@ -90,6 +90,8 @@ class Lane:
     def run(self, graph: str, feeds: Tensors, deadline: float | None = None) -> Done:
         """Like submit(), but waits for the answer, on this thread where that is as good. Raises what the future would, and
         DeadlineExceeded when the answer does not come in time."""
+        if deadline is not None and time.perf_counter() > deadline:
+            raise DeadlineExceeded("the request's time was up before its turn came")
         with self._changed:
             free = self._max_batch == 1 and not self._closed and not self._jobs and self._running < self._slots
             self._running += free
@@ -98,6 +100,8 @@ class Lane:
             return future.result(None if deadline is None else max(0.0, deadline - time.perf_counter()))
         except FutureTimeout:
             future.cancel()
+            with self._changed:  # its place is free for others at once
+                self._jobs = deque(job for job in self._jobs if job.future is not future)
             raise DeadlineExceeded(f"{self.name} did not answer within the request's time") from None
 
     def close(self) -> None:
@@ -141,7 +145,7 @@ class Lane:
     def _leave(self) -> None:
         with self._changed:
             self._running -= 1
-            self._changed.notify_all()
+            self._changed.notify(len(self._workers) + 1 if self._closed else 1)
 
     def _take(self) -> list[Job]:
         first = self._jobs.popleft()

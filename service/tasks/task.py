@@ -17,22 +17,31 @@ Stage = Literal["decode", "preprocess", "queue", "inference", "postprocess"]
 
 
 class Timing:
-    """Milliseconds per stage of one request; a stage entered twice adds up. `timeout` in seconds sets its `deadline`."""
+    """Milliseconds per stage of one request; a stage entered twice adds up. `deadline`: a time.perf_counter() moment, if any."""
 
-    def __init__(self, timeout: float | None = None) -> None:
+    def __init__(self) -> None:
         self.started = time.perf_counter()
-        self.deadline = None if timeout is None else self.started + timeout
+        self.deadline: float | None = None
         self.stages: dict[Stage, float] = dict.fromkeys(("decode", "preprocess", "queue", "inference", "postprocess"), 0.0)
 
     def add(self, stage: Stage, milliseconds: float) -> None:
         self.stages[stage] += milliseconds
 
-    def waited(self, seconds: float) -> None:
-        """Count time in a queue from before this clock was started; it is part of the total and of the deadline."""
+    def waited(self, seconds: float, timeout: float) -> None:
+        """Count time in a queue from before this clock was started, and give the request `timeout` seconds from there on."""
         self.add("queue", seconds * 1e3)
         self.started -= seconds
-        if self.deadline is not None:
-            self.deadline -= seconds
+        self.deadline = self.started + timeout
+
+    def again(self) -> "Timing":
+        """A clock for one task on a picture that this one saw decoded: it knows of decoding and waiting, and of no other task."""
+        clock = Timing()
+        known: tuple[Stage, ...] = ("decode", "queue")
+        for stage in known:
+            clock.add(stage, self.stages[stage])
+            clock.started -= self.stages[stage] / 1e3
+        clock.deadline = self.deadline
+        return clock
 
     @contextmanager
     def measure(self, stage: Stage) -> Iterator[None]:

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from service.cli import main
-from service.cli.files import find_photos, in_order, target
+from service.cli.files import Found, Target, find_photos, in_order
+from service.cli.serve import share
 from service.errors import OptionInvalid
 
 PathOf = Callable[[str], Path]
@@ -64,7 +65,7 @@ def test_detect_draws_into_a_folder(capsys: pytest.CaptureFixture[str], album: P
     assert status == 0
     assert "cup" in out
     assert looked_at(tmp_path / "drawn" / "coffee.png") == ("PNG", (600, 400))
-    assert (tmp_path / "drawn" / "astronaut.png").exists()
+    assert (tmp_path / "drawn" / "deeper" / "astronaut.png").exists()
 
 
 def test_detect_faces_draws_one_file(capsys: pytest.CaptureFixture[str], photo_path: PathOf, tmp_path: Path) -> None:
@@ -108,6 +109,8 @@ def test_stylize_takes_the_format_from_the_file_name(
         (["detect", "{photo}", "--confidence", "2"], "--confidence"),
         (["models", "pull", "nope"], "yolov3-tiny"),
         (["models", "inspect", "{photo}"], "not a valid ONNX model"),
+        (["models", "inspect", "no-such-file.onnx"], "no-such-file.onnx"),
+        (["verify-face", "no-such-file.jpg", "{photo}"], "no-such-file.jpg"),
     ],
 )
 def test_mistakes_are_told_in_one_line_without_a_traceback(
@@ -157,7 +160,7 @@ def test_doctor_finds_nothing_wrong_here(capsys: pytest.CaptureFixture[str], mod
 
 
 def test_find_photos_keeps_order_and_refuses_an_empty_folder(album: Path, tmp_path: Path) -> None:
-    assert [path.name for path in find_photos([album])] == ["coffee.png", "cut.png", "astronaut.png"]
+    assert [str(found.below) for found in find_photos([album])] == ["coffee.png", "cut.png", "deeper/astronaut.png"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(OptionInvalid, match="no photos"):
         find_photos([tmp_path / "empty"])
@@ -167,9 +170,46 @@ def test_in_order_keeps_order() -> None:
     assert list(in_order(lambda n: n * n, range(20), 3)) == [n * n for n in range(20)]
 
 
-@pytest.mark.parametrize(
-    ("out", "alone", "expected"),
-    [("painted.jpg", True, "painted.jpg"), ("painted.jpg", False, "painted.jpg/cat.png"), ("folder", True, "folder/cat.png")],
-)
-def test_target(tmp_path: Path, out: str, alone: bool, expected: str) -> None:
-    assert target(Path("album/cat.jpg"), tmp_path / out, ".png", alone) == tmp_path / expected
+def photos_at(*places: str) -> list[Found]:
+    return [Found(Path("album") / place, Path(place)) for place in places]
+
+
+def test_pictures_lie_as_the_photos_do_and_never_replace_one_another(tmp_path: Path) -> None:
+    photos = photos_at("a/cat.jpg", "b/cat.jpg", "cat.png", "cat.webp")
+    target = Target(tmp_path / "out", photos)
+    written = [target.write(photo, photo.below.name.encode(), ".png") for photo in photos]
+    assert [str(path.relative_to(tmp_path / "out")) for path in written] == ["a/cat.png", "b/cat.png", "cat.png", "cat.webp.png"]
+    assert [path.read_bytes() for path in written] == [b"cat.jpg", b"cat.jpg", b"cat.png", b"cat.webp"]
+
+
+def test_the_photos_themselves_are_never_written_over(tmp_path: Path) -> None:
+    original = tmp_path / "cat.jpg"
+    original.write_bytes(b"the original")
+    photo = Found(original, Path("cat.jpg"))
+    for out in (tmp_path, original):
+        with pytest.raises(OptionInvalid, match="stays as it is"):
+            Target(out, [photo]).write(photo, b"drawn", ".jpg")
+    assert original.read_bytes() == b"the original"
+
+
+def test_one_file_takes_one_picture(tmp_path: Path) -> None:
+    (photo,) = photos_at("cat.jpg")
+    assert Target(tmp_path / "drawn.png", [photo]).write(photo, b"drawn", ".png") == tmp_path / "drawn.png"
+    with pytest.raises(OptionInvalid, match="name a folder"):
+        Target(tmp_path / "drawn.png", photos_at("a.jpg", "b.jpg"))
+
+
+def test_a_place_that_cannot_be_written_is_told_for_each_photo(
+    capsys: pytest.CaptureFixture[str], photo_path: PathOf, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    status, out, err = run(capsys, "detect", photo_path("coffee"), photo_path("china"), "--out", tmp_path / "file")
+    assert status == 1
+    assert err.count("china.jpg") == 1
+    assert "coffee.png" in err
+    assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize(("cores", "workers", "each"), [(16, 2, 8), (2, 2, 1), (2, 4, 1), (5, 1, 5)])
+def test_processes_share_the_cores(cores: int, workers: int, each: int) -> None:
+    assert share(cores, workers) == each

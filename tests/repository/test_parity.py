@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from service.errors import ParityFailed, SpecInvalid
-from service.repository.parity import Case, load_cases, sort_cases, stored_feeds, worst_difference
+from service.repository.parity import Case, load_cases, sort_cases, worst_difference
 
 WANTED = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
 
@@ -104,11 +104,6 @@ def test_sort_cases_by_graph_and_kind() -> None:
 def test_names_that_mean_nothing_are_refused(arrays: Any) -> None:
     with pytest.raises(ValueError, match=r"means anything|whole numbers"):
         sort_cases(arrays)
-
-
-def test_stored_feeds_come_from_the_file(make_spec: Any) -> None:
-    feeds = stored_feeds(make_spec(), "model")
-    np.testing.assert_array_equal(feeds["x"], [0, 1, 2, 3])
 
 
 @pytest.mark.parametrize(

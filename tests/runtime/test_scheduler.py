@@ -224,6 +224,26 @@ def test_run_raises_what_went_wrong_and_when_time_is_up() -> None:
     assert gate.batches == [1]
 
 
+def test_run_keeps_to_the_deadline_where_a_slot_is_free_too() -> None:
+    gate = Gate()
+    gate.open.set()
+    with lane_of(gate) as lane, pytest.raises(DeadlineExceeded):
+        lane.run("model", feeds(1), deadline=time.perf_counter() - 1)
+    assert gate.batches == []
+
+
+def test_who_gives_up_leaves_the_queue() -> None:
+    gate = Gate()
+    with lane_of(gate, queue_length=1) as lane:
+        running = lane.submit("model", feeds(0))
+        assert gate.entered.wait(5)
+        for _ in range(3):
+            with pytest.raises(DeadlineExceeded):
+                lane.run("model", feeds(1), deadline=time.perf_counter() + 0.02)
+        gate.open.set()
+        assert running.result(5)
+
+
 def test_closing_waits_for_a_run_on_a_callers_thread() -> None:
     gate = Gate()
     lane = Lane("test", gate, workers=1, queue_length=8)
