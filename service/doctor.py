@@ -15,6 +15,8 @@ from service.runtime.machine import usable_cores
 from service.runtime.providers import CPU, CUDA, choose, import_onnxruntime, installed_wheels, probe
 from service.settings import Settings
 
+PIP = f"{sys.executable} -m pip"
+COMMAND = str(Path(sys.executable).with_name("vision-service"))
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 CUDA_LIBRARIES = {  # what onnxruntime-gpu is linked against, by the name that the loader looks for
     "NVIDIA driver": "libcuda.so.1",
@@ -59,7 +61,7 @@ def _runtime(settings: Settings) -> Iterator[Finding]:
         yield Finding(topic="onnxruntime", state="bad", text=first, next=rest.strip() or None)
         return
     if len(wheels) > 1:
-        advice = f"pip uninstall -y {' '.join(wheels)}, then install the extra `cpu` or `cuda` again"
+        advice = f"{PIP} uninstall -y {' '.join(wheels)}, then {PIP} install one of them again"
         yield Finding(topic="onnxruntime", state="bad", text=f"{named}: two wheels share one import name", next=advice)
     else:
         yield Finding(topic="onnxruntime", state="good", text=named or f"{ort.__version__}, not from one of the known wheels")
@@ -70,7 +72,7 @@ def _runtime(settings: Settings) -> Iterator[Finding]:
     if NVIDIA_DRIVER.exists() or CUDA in available:
         yield from _cuda_libraries(ort)
     if NVIDIA_DRIVER.exists() and CUDA not in available:
-        advice = "make serve DEVICE=cuda, or pip install 'vision-service[cuda]' in a fresh environment"
+        advice = f"make serve DEVICE=cuda in a clone; elsewhere {PIP} install 'onnxruntime-gpu[cuda,cudnn]' in its place"
         yield Finding(topic="cuda", state="note", text="there is an NVIDIA driver, but this onnxruntime cannot use it", next=advice)
     yield _device(settings)
 
@@ -89,7 +91,7 @@ def _cuda_libraries(ort: object) -> Iterator[Finding]:
         try:
             ctypes.CDLL(library)
         except OSError:
-            where = "install the NVIDIA driver" if library == "libcuda.so.1" else "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+            where = "install the NVIDIA driver" if library == "libcuda.so.1" else f"{PIP} install 'onnxruntime-gpu[cuda,cudnn]'"
             yield Finding(topic="cuda", state="note", text=f"{title}: {library} is missing", next=where)
         else:
             yield Finding(topic="cuda", state="good", text=f"{title}: {library} found")
@@ -108,8 +110,7 @@ def _heic() -> Finding:
     try:
         import pi_heif
     except ModuleNotFoundError:
-        advice = "pip install 'vision-service[heic]'"
-        return Finding(topic="formats", state="note", text="HEIC photos (iPhone) cannot be read", next=advice)
+        return Finding(topic="formats", state="note", text="HEIC photos (iPhone) cannot be read", next=f"{PIP} install pi-heif")
     return Finding(topic="formats", state="good", text=f"HEIC photos can be read (pi-heif {pi_heif.__version__})")
 
 
@@ -120,7 +121,7 @@ def _models(settings: Settings) -> Iterator[Finding]:
         yield Finding(topic="models", state="bad", text=str(error))
         return
     for name, spec in specs.items():
-        pull = f"vision-service models pull {name}"
+        pull = f"{COMMAND} models pull {name}"
         built = find_built(spec, settings)
         if built is None:
             yield Finding(topic="models", state="note", text=f"{name} is not built yet", next=pull)

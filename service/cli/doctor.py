@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.text import Text
 
 from service.cli.verbs import Verbs
-from service.doctor import examine
+from service.doctor import COMMAND, examine
 from service.settings import Settings
 
 MARKS = {"good": ("ok", "green"), "note": ("--", "yellow"), "bad": ("!!", "red")}
@@ -33,6 +33,6 @@ def run(arguments: argparse.Namespace) -> int:
         if finding.next:
             console.print(Text(f"   {'':<12} -> {finding.next}", style="bold"))
     if not arguments.json:
-        advice = "vision-service serve" + ("   (models are fetched first)" if pull else "")
+        advice = f"{COMMAND} serve" + ("   (models are fetched first)" if pull else "")
         console.print(f"\n{bad} problem(s) to mend first, see above" if bad else f"\nAll good. Next: {advice}")
     return 1 if bad else 0

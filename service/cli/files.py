@@ -55,13 +55,13 @@ def in_order(function: Callable[[T], R], items: Iterable[T], width: int) -> Iter
 class Target:
     """Where pictures made from `photos` go: below the folder `out` as the photos lie below theirs, or to the file `out`.
 
-    Raises OptionInvalid where `out` names a file for several photos.
+    `file`: does `out` name one file? Raises OptionInvalid where it does for several photos.
     """
 
     def __init__(self, out: Path, photos: Sequence[Found]) -> None:
         self._out = out
-        self._file = out.suffix.lower() in SUFFIXES and not out.is_dir()
-        if self._file and len(photos) > 1:
+        self.file = out.suffix.lower() in SUFFIXES and not out.is_dir()
+        if self.file and len(photos) > 1:
             raise OptionInvalid("--out", f"{len(photos)} photos cannot all be written to {out}; name a folder")
         self._photos = {found.path.resolve() for found in photos}
         self._taken: set[Path] = set()
@@ -71,7 +71,7 @@ class Target:
 
         Raises OptionInvalid rather than write over one of the photos; OSError.
         """
-        path = self._out if self._file else self._out / photo.below.with_suffix(suffix)
+        path = self._out if self.file else self._out / photo.below.with_suffix(suffix)
         if path in self._taken:
             path = self._out / photo.below.with_name(photo.below.name + suffix)
         if path.resolve() in self._photos:

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any, cast
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
 from service.annotate import draw_detections, draw_faces
 from service.cli.files import Found, Target, find_photos, in_order
 from service.cli.verbs import Verbs, add_options, read_options
 from service.engine import Engine
-from service.errors import VisionError
+from service.errors import InputError, OptionInvalid, VisionError
 from service.imaging.codec import Format, encode
+from service.photo import Photo
 from service.repository.progress import terminal_progress
 from service.runtime.machine import usable_cores
 from service.tasks.classify import ClassifyOptions
@@ -25,7 +26,8 @@ from service.tasks.faces import DetectFacesOptions, VerifiedPhoto, VerifyFaceAns
 from service.tasks.stylize import StylizeOptions
 from service.tasks.task import Box, Strict
 
-FORMATS: dict[str, Format] = {".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+FORMATS: dict[str, Format] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+"""What pictures can be written as, by the end of the file's name."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,10 @@ def run(arguments: argparse.Namespace) -> int:
     """One task over all photos, several at a time. A photo that fails is reported and the rest go on; 1 when any failed."""
     photos, options = find_photos(arguments.paths), read_options(arguments, arguments.kind)
     target = None if arguments.out is None else Target(arguments.out, photos)
+    if target is not None and target.file:
+        _check_format(arguments.out.suffix.lower(), options)
+    if getattr(arguments, "style_image", None) is not None:
+        arguments.style_image = arguments.style_image.read_bytes()  # once, and before any photo is blamed for it
     failed = 0
     with Engine(progress=terminal_progress()) as engine:
 
@@ -78,13 +84,13 @@ def run(arguments: argparse.Namespace) -> int:
                 return error
 
         results = zip(photos, in_order(attempt, photos, usable_cores() + 1), strict=True)
-        bar = Console(stderr=True)
-        for photo, result in track(results, total=len(photos), console=bar, transient=True, disable=len(photos) == 1):
-            try:
-                _finish(photo, result, target, arguments.json)
-            except (VisionError, OSError) as error:
-                failed += 1
-                _complain(photo.path, error, arguments.json)
+        with _bar(len(photos), arguments.json) as bar:
+            for photo, result in bar.track(results, total=len(photos)):
+                try:
+                    _finish(photo, result, target, arguments.json)
+                except (VisionError, OSError) as error:
+                    failed += 1
+                    _complain(photo.path, error, arguments.json)
     return 1 if failed else 0
 
 
@@ -92,9 +98,18 @@ def compare(arguments: argparse.Namespace) -> int:
     """0 when both photos show the same person, 3 when they do not."""
     options = read_options(arguments, VerifyFaceOptions)
     with Engine(progress=terminal_progress()) as engine:
-        answer = engine.verify_face(arguments.image1, arguments.image2, options)
+        first, second = (_decoded(engine, path) for path in (arguments.image1, arguments.image2))
+        answer = engine.verify_face(first, second, options)
     print(answer.model_dump_json() if arguments.json else "\n".join(_verdict(answer)))
     return 0 if answer.verified else 3
+
+
+def _decoded(engine: Engine, path: Path) -> Photo:
+    try:
+        return engine.decode(path)
+    except InputError as error:
+        error.args = (f"{path}: {error}",)
+        raise
 
 
 def _classify(engine: Engine, path: Path, options: ClassifyOptions, _: argparse.Namespace) -> Outcome:
@@ -143,7 +158,22 @@ TASKS: dict[str, tuple[type[Strict], Work, str]] = {
 
 def _encode(pixels: Any, photo: Path, out: Path) -> tuple[bytes, str]:
     suffix = next((s for s in (out.suffix.lower(), photo.suffix.lower()) if s in FORMATS), ".png")
-    return encode(pixels, FORMATS.get(suffix, "png")), suffix
+    return encode(pixels, FORMATS[suffix]), suffix
+
+
+def _check_format(suffix: str, options: Strict) -> None:
+    """Raises OptionInvalid where `--out NAME` asks for what cannot be written, or for another format than `--format`."""
+    if suffix not in FORMATS:
+        raise OptionInvalid("--out", f"pictures are written as {', '.join(FORMATS)}, not as {suffix}")
+    if "format" in options.model_fields_set and getattr(options, "format", None) != FORMATS[suffix]:
+        raise OptionInvalid("--out", f"--out names a {suffix} file, but --format is {getattr(options, 'format', None)}")
+
+
+def _bar(photos: int, as_json: bool) -> Progress:
+    """A bar on stderr where somebody sees it. On a terminal, plain answers go above it; everything else goes out untouched."""
+    seen = sys.stdout.isatty()
+    hidden = photos == 1 or not sys.stderr.isatty() or (as_json and seen)
+    return Progress(console=Console(stderr=True), transient=True, disable=hidden, redirect_stdout=seen, redirect_stderr=not hidden)
 
 
 def _finish(photo: Found, result: Outcome | VisionError | OSError, target: Target | None, as_json: bool) -> None:

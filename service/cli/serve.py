@@ -1,10 +1,14 @@
 """`vision-service serve`: fetch what is missing, then answer HTTP."""
 
 import argparse
+import errno
 import os
+import socket
 import sys
 
 from service.cli.verbs import Verbs
+from service.doctor import NVIDIA_DRIVER
+from service.errors import SettingInvalid
 from service.repository.progress import terminal_progress
 from service.repository.store import ensure, scan
 from service.runtime.machine import usable_cores
@@ -23,9 +27,10 @@ def add_to(verbs: Verbs) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until stopped. Everything that can go wrong before the first request is said before the port opens."""
+    check_place(arguments.host, arguments.port, arguments.workers)
     settings = Settings.from_env()
     choice = choose(settings.device)
-    if choice.note:
+    if choice.note and NVIDIA_DRIVER.exists():
         print(f"running on {choice.provider}: {choice.note}", file=sys.stderr)
     for spec in scan(settings).values():
         ensure(spec, settings, run_once, terminal_progress())
@@ -45,6 +50,22 @@ def run(arguments: argparse.Namespace) -> int:
         timeout_graceful_shutdown=30,
     )
     return 0
+
+
+def check_place(host: str, port: int, workers: int) -> None:
+    """Raises SettingInvalid when nobody could listen there, before anything else takes time."""
+    if not 0 <= port <= 65535:
+        raise SettingInvalid(f"port {port}: use 1 to 65535")
+    if workers < 1:
+        raise SettingInvalid(f"workers {workers}: use 1 or more")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except OSError as error:
+        advice = "name another port, such as PORT=8001" if error.errno == errno.EADDRINUSE else "name another address or port"
+        raise SettingInvalid(f"nobody can listen on {host}, port {port}: {error.strerror}; {advice}") from None
 
 
 def share(cores: int, workers: int) -> int:

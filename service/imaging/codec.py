@@ -171,9 +171,10 @@ def _sniff(data: bytes) -> str:
             return "AVIF"
         if brands & _HEIC_BRANDS:
             if not _heic_opens():
-                raise NotAnImage('HEIC pictures need the extra `heic`: pip install "vision-service[heic]"; or save it as JPEG')
+                raise NotAnImage("HEIC pictures can be read once pi-heif is installed where the service runs; or save it as JPEG")
             return "HEIC"
-    raise NotAnImage(f"the bytes are not a picture that can be read; the formats are: {', '.join(FORMATS)}")
+    known = ", ".join(name for name in FORMATS if name != "HEIC" or _heic_opens())
+    raise NotAnImage(f"the bytes are not a picture that can be read; the formats are: {known}")
 
 
 @cache

@@ -15,8 +15,8 @@ CUDA = "CUDAExecutionProvider"
 WHEELS = ("onnxruntime", "onnxruntime-gpu")
 
 _MISSING = """onnxruntime is not installed; exactly one of its two wheels is needed:
-    pip install 'vision-service[cpu]'     on any machine           (in a clone: make serve)
-    pip install 'vision-service[cuda]'    with an NVIDIA GPU       (in a clone: make serve DEVICE=cuda)"""
+    pip install onnxruntime                         on any machine         (in a clone: make serve)
+    pip install 'onnxruntime-gpu[cuda,cudnn]'       with an NVIDIA GPU     (in a clone: make serve DEVICE=cuda)"""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def choose(device: Device) -> Choice:
         return Choice(CPU, None)
     if CUDA not in ort.get_available_providers():
         reason = f"this onnxruntime ({', '.join(installed_wheels()) or 'unknown build'}) is built without CUDA"
-        advice = "install the extra `cuda` instead of `cpu` (in a clone: make serve DEVICE=cuda)"
+        advice = "use onnxruntime-gpu[cuda,cudnn] instead of onnxruntime (in a clone: make serve DEVICE=cuda)"
     else:
         failure = probe(CUDA)
         if failure is None:

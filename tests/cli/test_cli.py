@@ -1,6 +1,11 @@
 """The command line on real photos, in this process; exit statuses and output are the interface."""
 
 import json
+import os
+import pty
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,8 +14,8 @@ from PIL import Image
 
 from service.cli import main
 from service.cli.files import Found, Target, find_photos, in_order
-from service.cli.serve import share
-from service.errors import OptionInvalid
+from service.cli.serve import check_place, share
+from service.errors import OptionInvalid, SettingInvalid
 
 PathOf = Callable[[str], Path]
 
@@ -208,6 +213,62 @@ def test_a_place_that_cannot_be_written_is_told_for_each_photo(
     assert err.count("china.jpg") == 1
     assert "coffee.png" in err
     assert "Traceback" not in out + err
+
+
+def test_answers_reach_a_file_while_a_terminal_shows_the_bar(album: Path, tmp_path: Path) -> None:
+    """As in `vision-service classify album --json > found.jsonl`: stderr is a terminal, stdout is not."""
+    terminal, other_end = pty.openpty()
+    code = "import sys; from service.cli import main; sys.exit(main(sys.argv[1:]))"
+    with (tmp_path / "found.jsonl").open("wb") as out:
+        command = [sys.executable, "-c", code, "classify", str(album), "--json", "--top-k", "1"]
+        ended = subprocess.run(command, stdout=out, stderr=other_end, cwd=Path(__file__).parents[2], timeout=60, check=False)
+    os.close(other_end)
+    os.close(terminal)
+    records = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
+    assert ended.returncode == 1
+    assert [Path(record["file"]).name for record in records] == ["coffee.png", "cut.png", "astronaut.png"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["detect", "{photo}", "--out", "{folder}/drawn.gif"], ".png, .jpg, .jpeg, .webp"),
+        (["stylize", "{photo}", "--style", "ink-wash", "--format", "webp", "--out", "{folder}/p.jpg"], "--format is webp"),
+        (["stylize", "{photo}", "--style-image", "nope.png", "--out", "{folder}"], "nope.png"),
+        (["verify-face", "{photo}", "{note}"], "note.txt: the bytes are not a picture"),
+    ],
+)
+def test_what_cannot_be_written_or_read_is_said_before_the_work(
+    capsys: pytest.CaptureFixture[str], photo_path: PathOf, album: Path, tmp_path: Path, argv: list[str], message: str
+) -> None:
+    words = {"photo": photo_path("coffee"), "folder": tmp_path, "note": album / "note.txt"}
+    status, _, err = run(capsys, *[word.format(**words) for word in argv])
+    assert status == 1
+    assert message in err
+    assert "coffee.png:" not in err
+
+
+def test_out_decides_the_format_of_drawn_photos(capsys: pytest.CaptureFixture[str], photo_path: PathOf, tmp_path: Path) -> None:
+    status, _, _ = run(capsys, "detect", photo_path("china"), "--out", tmp_path / "drawn.png")
+    assert status == 0
+    assert looked_at(tmp_path / "drawn.png")[0] == "PNG"
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "workers", "message"),
+    [("127.0.0.1", 80_000, 1, "1 to 65535"), ("127.0.0.1", 0, 0, "1 or more"), ("no-such-host.invalid", 8000, 1, "no-such-host")],
+)
+def test_a_place_where_nobody_can_listen_is_refused(host: str, port: int, workers: int, message: str) -> None:
+    with pytest.raises(SettingInvalid, match=message):
+        check_place(host, port, workers)
+
+
+def test_a_port_in_use_is_refused_with_advice() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(SettingInvalid, match="PORT=8001"):
+            check_place("127.0.0.1", taken.getsockname()[1], 1)
 
 
 @pytest.mark.parametrize(("cores", "workers", "each"), [(16, 2, 8), (2, 2, 1), (2, 4, 1), (5, 1, 5)])

@@ -351,7 +351,7 @@ def test_nothing_is_image_missing() -> None:
     ids=repr,
 )
 def test_anything_else_is_not_an_image_and_the_formats_are_named(data: bytes) -> None:
-    with pytest.raises(NotAnImage, match="JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC"):
+    with pytest.raises(NotAnImage, match="JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF"):
         decode(data)
 
 
@@ -454,7 +454,7 @@ def test_heic_without_the_extra_names_it(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "pi_heif", None)  # what import then finds is nothing
     codec._heic_opens.cache_clear()
     for brands in (b"heic\0\0\0\0mif1heic", b"mif1\0\0\0\0mif1heix"):
-        with pytest.raises(NotAnImage, match=r"vision-service\[heic\]"):
+        with pytest.raises(NotAnImage, match="once pi-heif is installed"):
             decode(struct.pack(">I", 8 + len(brands)) + b"ftyp" + brands + bytes(64))
     codec._heic_opens.cache_clear()
 
