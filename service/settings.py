@@ -32,7 +32,10 @@ class Settings(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models run; cuda refuses to start without a GPU")
     models: Names = Field((), description="names of the models to load, separated by commas; empty: every model found")
     model_repository: Paths = Field((), description=f"further model folders, searched first, separated by '{os.pathsep}'")
-    data_dir: Path | None = Field(None, description="where an installed wheel builds models; empty: the user's data folder")
+    data_dir: Path | None = Field(
+        None,
+        description="where models are built whose own folder cannot be written, as a wheel's; empty: the user's data folder",
+    )
     offline: bool = Field(False, description="never download; a missing model is an error at once")
     cores: int = Field(0, ge=0, le=4096, description="cores to plan for; 0: all that this process may use, shared among WORKERS")
     threads: int = Field(0, ge=0, le=256, description="threads inside one model run; 0: one for small models, all cores for styles")

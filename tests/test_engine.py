@@ -197,6 +197,7 @@ def test_a_family_that_no_code_reads_is_refused_before_anything_is_fetched(tmp_p
     folder.mkdir()
     text = source.replace('name = "yolov3-tiny"', 'name = "my-yolo"', 1).replace('family = "yolov3"', 'family = "yolo99"')
     (folder / "model.toml").write_text(text)
+    (folder / "labels.txt").write_text("person\n")
     with pytest.raises(SpecInvalid, match=r"yolo99.*yolov3"):
         Engine(Settings(device="cpu", model_repository=(tmp_path,)))
 

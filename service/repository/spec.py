@@ -77,10 +77,12 @@ class Export(_Part):
 
 
 class InputContract(_Part):
-    """What pixels the graph wants. Graphs take uint8 NHWC RGB with a free batch; `mean` and `std` are applied inside the graph.
+    """What pixels the graph wants: uint8 NHWC RGB with a free batch.
 
-    size: (height, width) in pixels, or None where any size goes. multiple_of: sides must be multiples of it.
-    resize: the rule that brings a photo to `size`.
+    Followed by the code are size ((height, width) in pixels, or None where any goes), multiple_of (of the sides), max_side, resize
+    (the rule that brings a photo there), interpolation and crop. layout, dtype, color, mean and std only tell readers and clients
+    what the graph carries inside, (pixels - mean) / std before its first layer: the recipe holds that arithmetic, parity guards it,
+    and another value here changes no answer.
     """
 
     size: tuple[int, int] | None = None
@@ -162,14 +164,27 @@ class ModelSpec(_Part):
     folder: Path = Field(exclude=True)
 
     def read_labels(self) -> tuple[str, ...]:
-        """Labels in class order; empty when the model has none."""
+        """Labels in class order; empty when the model has none.
+
+        Raises SpecInvalid naming the file where it cannot be read, is not UTF-8, or has no or empty lines.
+        """
         if self.labels is None:
             return ()
-        return tuple((self.folder / self.labels).read_text(encoding="utf-8").splitlines())
+        path = self.folder / self.labels
+        try:
+            labels = tuple(path.read_text(encoding="utf-8").splitlines())
+        except (OSError, UnicodeDecodeError) as error:
+            raise SpecInvalid(f"{path}: {error}") from None
+        if not labels:
+            raise SpecInvalid(f"{path}: is empty; it needs one label a line, in class order")
+        empty = next((number for number, label in enumerate(labels, 1) if not label.strip()), None)
+        if empty is not None:
+            raise SpecInvalid(f"{path}: line {empty} is empty; each line is the label of one class")
+        return labels
 
 
 def load_spec(folder: Path) -> ModelSpec:
-    """Read and validate `folder`/model.toml. Raises SpecInvalid naming the file and the key."""
+    """Read and validate `folder`/model.toml and its labels. Raises SpecInvalid naming the file and the key."""
     path = folder / MANIFEST
     try:
         data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -181,6 +196,7 @@ def load_spec(folder: Path) -> ModelSpec:
         raise SpecInvalid("\n".join(f"{path}: {_where(item['loc'])}: {item['msg']}" for item in error.errors())) from None
     if spec.name != folder.name:
         raise SpecInvalid(f"{path}: name: is {spec.name!r}, but the folder is called {folder.name!r}; make them the same")
+    spec.read_labels()
     return spec
 
 

@@ -64,7 +64,11 @@ def find_built(spec: ModelSpec, settings: Settings) -> BuiltModel | None:
 
 
 def verify_built(spec: ModelSpec, settings: Settings) -> BuiltModel:
-    """The built model, every byte of its graphs checked. Raises SetupError saying what is damaged, or that it is not built."""
+    """The built model, its labels and every byte of its graphs checked.
+
+    Raises SetupError saying what is damaged, or that it is not built; SpecInvalid for the labels.
+    """
+    spec.read_labels()
     found = None
     for folder, record in _records(spec, settings):
         found = damage(spec, folder, record)
@@ -79,6 +83,7 @@ def ensure(spec: ModelSpec, settings: Settings, run_graph: RunGraph, progress: P
     run_graph(path, feeds) runs one ONNX graph once and gives its outputs by name. Processes that start at the same time wait for
     the first. Raises FetchFailed, DigestMismatch, ExportFailed, ParityFailed, SpecInvalid, or SettingInvalid.
     """
+    spec.read_labels()
     if find_built(spec, settings):
         try:
             return verify_built(spec, settings)

@@ -5,7 +5,7 @@
 
 Three files come out:
     models/yunet/parity.npz, models/sface/parity.npz   drawn pictures and the networks' answers; guard every export
-    tests/golden/faces.npz                             for the astronaut, "photo", and her mirror image, "mirror":
+    tests/golden/faces.npz   the astronaut, "photo", her mirror image, "mirror", and her in red light, "red":
         photo/detections   [m, 15] of FaceDetectorYN: x, y, width, height, five landmarks, score
         photo/crop         the first face as FaceRecognizerSF.alignCrop cuts it, RGB [112, 112, 3]
         photo/feature      FaceRecognizerSF.feature of that crop, [128]
@@ -94,7 +94,8 @@ def sface_parity(recognizer: cv2.FaceRecognizerSF) -> None:
 def golden(weights: str, recognizer: cv2.FaceRecognizerSF) -> None:
     found = {}
     photo = skimage.data.astronaut()
-    for name, pixels in (("photo", photo), ("mirror", photo[:, ::-1])):
+    red = (photo // np.array([1, 5, 256])).astype(np.uint8)
+    for name, pixels in (("photo", photo), ("mirror", photo[:, ::-1]), ("red", red)):
         bgr = np.ascontiguousarray(pixels[..., ::-1])
         detector = cv2.FaceDetectorYN.create(weights, "", bgr.shape[1::-1], CONFIDENCE, IOU)
         _, faces = detector.detect(bgr)

@@ -263,6 +263,22 @@ def test_warp_that_shrinks_hits_the_same_place(scale: float, angle: float) -> No
     assert np.abs(difference).max() < 1.1 + 0.1 * step
 
 
+@pytest.mark.parametrize(("across", "down"), [(1 / 4, 1 / 4), (1 / 8, 1 / 5), (1 / 5, 1 / 8), (1 / 6.4, 1 / 6.6)])
+@pytest.mark.parametrize("angle", [0.0, 0.6])
+def test_warp_that_shrinks_a_large_photo_is_not_half_a_photo_pixel_off(across: float, down: float, angle: float) -> None:
+    """The centre of a blob in a large photo ends where the matrix puts it, on each axis."""
+    spot = np.array([1003.31, 741.77])
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * (across, down)
+    matrix = np.column_stack([turn, np.array([40.3, 39.6]) - turn @ (1000, 750)])
+    y, x = np.mgrid[:1500, :2001]
+    blob = 250 * np.exp(-(((x - spot[0]) * across) ** 2 + ((y - spot[1]) * down) ** 2) / (2 * 2.5**2))
+    out = warp(np.repeat(np.round(blob).astype(np.uint8)[:, :, None], 3, axis=2), matrix, 80, 81)[:, :, 0].astype(float)
+    rows, columns = np.mgrid[:80, :81]
+    center = np.array([(out * columns).sum(), (out * rows).sum()]) / out.sum()
+    off = np.linalg.inv(turn) @ (center - turn @ spot - matrix[:, 2])
+    assert np.abs(off).max() < 0.2  # of a photo pixel, between a quarter and an eighth of an output pixel each
+
+
 def test_warp_that_shrinks_averages_noise_out() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (1200, 1200, 3), dtype=np.uint8)
     for scale in (0.4, 0.25, 0.1):

@@ -1,4 +1,7 @@
-"""Kill the building of a model before each change that it makes to the disk, one after the other, and build it again.
+"""Kill the building of a model before each change that it makes to the names on the disk, one after the other, and build it again.
+
+Those are renamings, deletions, and folders made or removed; a file is only ever named for good by a renaming. Kills between them,
+while bytes are being written, are left to the download that test_crash.py cuts.
 
 As a command: python kill_everywhere.py REPOSITORY NAME prints one line for each place, "<call> <state after the kill>", where the
 state is "none" (a later start sees no model), "whole", or "half" (a later start would take a half model for whole).
@@ -25,7 +28,7 @@ CALLS = ("replace", "unlink", "mkdir", "rmdir")
 
 
 def build(spec: ModelSpec, kill_before: int | None) -> tuple[bool, str]:
-    """Build in a child process that kills itself before its n-th change. Was it killed, and before which call?"""
+    """Build in a child process that kills itself before its n-th change. Was it killed, and before which of CALLS?"""
     reader, writer = os.pipe()
     child = os.fork()
     if child:

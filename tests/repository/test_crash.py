@@ -85,7 +85,7 @@ def test_killed_in_the_middle_of_a_download(shelf: Any, page: Any, make_spec: An
     assert not (spec.folder.parent / ".downloads").exists()
 
 
-def test_killed_before_any_change_to_the_disk_a_later_start_ends_whole(shelf: Any, page: Any, make_spec: Any) -> None:
+def test_killed_before_any_name_changes_on_the_disk_a_later_start_ends_whole(shelf: Any, page: Any, make_spec: Any) -> None:
     spec = make_spec()
     lines = [line.split() for line in finish(start(spec, KILLER))[0].splitlines()]
     assert len(lines) > 10

@@ -78,8 +78,37 @@ def test_plain_http_goes_only_to_this_machine(make_spec: Any, url: str, allowed:
             make_spec("tiny", {"url": url})
 
 
-def test_labels_are_lines_in_class_order(make_spec: Any) -> None:
-    spec = make_spec()
-    assert spec.read_labels() == ()
-    (spec.folder / "labels.txt").write_text("tabby cat\nsports car\n", encoding="utf-8")
-    assert spec.model_copy(update={"labels": "labels.txt"}).read_labels() == ("tabby cat", "sports car")
+@pytest.fixture
+def labels(manifest: Path) -> Path:
+    """Where the labels belong that the manifest names."""
+    manifest.write_text(manifest.read_text().replace('family = "tiny"', 'family = "tiny"\nlabels = "labels.txt"'))
+    return manifest.with_name("labels.txt")
+
+
+def test_a_model_may_have_no_labels(make_spec: Any) -> None:
+    assert make_spec().read_labels() == ()
+
+
+@pytest.mark.parametrize("text", ["tabby cat\nÅland pony\n", "tabby cat\r\nÅland pony"])
+def test_labels_are_lines_in_class_order(labels: Path, text: str) -> None:
+    labels.write_bytes(text.encode())
+    assert load_spec(labels.parent).read_labels() == ("tabby cat", "Åland pony")
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (None, "No such file"),
+        (b"", "is empty; it needs one label a line"),
+        (b"cat\n\ndog\n", "line 2 is empty"),
+        (b"cat\ndog\n \n", "line 3 is empty"),
+        ("jalapeño\n".encode("latin-1"), "codec can't decode"),
+    ],
+)
+def test_labels_that_cannot_be_used_are_refused_by_name(labels: Path, data: bytes | None, said: str) -> None:
+    if data is not None:
+        labels.write_bytes(data)
+    with pytest.raises(SpecInvalid) as error:
+        load_spec(labels.parent)
+    assert str(error.value).startswith(f"{labels}: ")
+    assert said in str(error.value)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from service.doctor import examine
 from service.errors import ExportFailed, FetchFailed, ParityFailed, SettingInvalid, SetupError, SpecInvalid
 from service.repository import store
 from service.repository.spec import load_spec
@@ -69,6 +70,30 @@ def test_damaged_graphs_are_built_again_without_the_network(
         assert built.graphs["model"].read_bytes() == good
         assert any("building tiny again" in note for note in heard.notes)
     assert shop.log == []
+
+
+def test_missing_labels_are_noticed_even_where_the_graphs_are_intact(
+    shop: Any, make_spec: Any, settings: Settings, tiny: ModuleType, heard: Any
+) -> None:
+    manifest = make_spec().folder / "model.toml"
+    manifest.write_text(manifest.read_text().replace('family = "tiny"', 'family = "tiny"\nlabels = "labels.txt"'))
+    labels = manifest.with_name("labels.txt")
+    labels.write_text("cat\ndog\n")
+    spec = load_spec(manifest.parent)
+    built = ensure(spec, settings, tiny.run_graph, heard)
+    labels.unlink()
+    harmed = f"{labels}: .*No such file"
+    for look in (verify_built, lambda spec, settings: ensure(spec, settings, never, heard)):
+        with pytest.raises(SpecInvalid, match=harmed):
+            look(spec, settings)
+    assert not any("again" in note for note in heard.notes)
+    with pytest.raises(SpecInvalid, match=harmed):
+        scan(settings.model_copy(update={"models": ("tiny",)}))
+    *_, last = examine(settings.model_copy(update={"models": ("tiny",)}))
+    assert (last.topic, last.state) == ("models", "bad")
+    assert str(labels) in last.text
+    labels.write_text("cat\ndog\n")
+    assert verify_built(spec, settings) == built
 
 
 def test_a_changed_recipe_builds_again_without_the_network(

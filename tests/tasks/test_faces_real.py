@@ -63,6 +63,32 @@ def test_crops_are_those_of_opencv(loaded: Load, photo: Photo, golden: Mapping[s
         assert cosine(embedding, golden[f"{name}/feature"]) > 0.9998
 
 
+LIKENESSES: dict[str, tuple[Callable[[Pixels], Pixels], float]] = {
+    "mirror": (lambda pixels: pixels[:, ::-1], 0.03),
+    "red": (lambda pixels: (pixels // np.array([1, 5, 256])).astype(np.uint8), 0.02),
+}
+"""How the astronaut's second photo was made, and how far from OpenCV's its similarity may be: landmarks of two looks are not
+quite those of OpenCV's one look. In red light the order of the channels counts most."""
+
+
+@pytest.mark.parametrize("name", LIKENESSES)
+def test_the_similarity_is_that_of_opencv(loaded: Load, photo: Photo, golden: Mapping[str, Array], name: str) -> None:
+    change, tolerance = LIKENESSES[name]
+    wanted = cosine(golden["photo/feature"], golden[f"{name}/feature"])
+    answer = check(loaded, photo("astronaut"), change(photo("astronaut")))
+    assert answer["similarity"] == pytest.approx(wanted, abs=tolerance)
+
+
+def test_the_similarity_would_show_swapped_channels(
+    loaded: Load, photo: Photo, golden: Mapping[str, Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.tasks.faces.align", lambda *given: np.ascontiguousarray(align(*given)[..., ::-1]))
+    change, tolerance = LIKENESSES["red"]
+    wanted = cosine(golden["photo/feature"], golden["red/feature"])
+    answer = check(loaded, photo("astronaut"), change(photo("astronaut")))
+    assert abs(answer["similarity"] - wanted) > 5 * tolerance
+
+
 def test_landmarks_land_on_the_template() -> None:
     turn = 1.7 * np.array([[np.cos(0.4), -np.sin(0.4)], [np.sin(0.4), np.cos(0.4)]])
     landmarks = TEMPLATE @ turn.T + (150, 40)
