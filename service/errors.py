@@ -101,7 +101,7 @@ class ModelUnknown(InputError):
     title = "There is no such model"
 
     def __init__(self, name: str, known: Sequence[str]) -> None:
-        super().__init__(f"there is no model {name!r} for this; use one of: {', '.join(known) or '(none loaded)'}")
+        super().__init__(f"there is no model {name!r:.80} for this; use one of: {', '.join(known) or '(none loaded)'}")
         self.name = name
         self.known = tuple(known)
 
@@ -111,7 +111,7 @@ class StyleUnknown(InputError):
     title = "There is no such style"
 
     def __init__(self, name: str, known: Sequence[str]) -> None:
-        super().__init__(f"there is no style {name!r}; use one of: {', '.join(known)}")
+        super().__init__(f"there is no style {name!r:.80}; use one of: {', '.join(known)}")
         self.name = name
         self.known = tuple(known)
 

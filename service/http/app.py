@@ -5,6 +5,8 @@ server -> ServerErrorMiddleware -> Access -> Methods -> exception handlers -> ro
 
 import asyncio
 import logging
+import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -21,7 +23,7 @@ from service.engine import Engine
 from service.errors import InputError, OptionInvalid, SetupError, VisionError
 from service.http import health, logs, openapi, routes
 from service.http.access import Access
-from service.http.guards import Workers
+from service.http.guards import UploadBudget, Workers
 from service.http.methods import Methods, allowed_methods
 from service.http.problems import MethodUnsupported, PathUnknown, respond
 from service.http.tasks import TASKS
@@ -32,15 +34,39 @@ CLOSING_SECONDS = 5.0  # that a model still being loaded is waited for when the 
 
 
 def from_env() -> FastAPI:
-    """The application on an engine with the settings of the environment: what `uvicorn --factory` calls in each process."""
-    settings = Settings.from_env()
-    logs.configure(settings.log_level)
-    return create_app(Engine(settings))
+    """The application on an engine with the settings of the environment: what `uvicorn --factory` calls in each process.
+
+    Raises SetupError where the process stands alone; a worker logs it instead, and ends together with its supervisor.
+    """
+    try:
+        settings = Settings.from_env()
+        logs.configure(settings.log_level)
+        return create_app(Engine(settings), give_up=stop_service)
+    except SetupError as error:
+        if not stop_supervisor():
+            raise
+        logger.critical("%s: %s", error.title, error)
+        raise SystemExit(1) from None
 
 
 def stop_process() -> None:
     """Ask the server to stop, as an operator would."""
     signal.raise_signal(signal.SIGTERM)
+
+
+def stop_supervisor() -> bool:
+    """Where this process is one of several workers, ask the one that would start it anew to stop. Is there such a one?"""
+    supervisor = multiprocessing.parent_process()
+    if supervisor is None or supervisor.pid != os.getppid():  # it has died, and another stands in its place
+        return False
+    os.kill(os.getppid(), signal.SIGTERM)
+    return True
+
+
+def stop_service() -> None:
+    """Ask the server to stop, and its supervisor if it has one."""
+    stop_supervisor()
+    stop_process()
 
 
 def create_app(engine: Engine, *, give_up: Callable[[], None] = stop_process) -> FastAPI:
@@ -71,8 +97,9 @@ def create_app(engine: Engine, *, give_up: Callable[[], None] = stop_process) ->
 def _table(engine: Engine, workers: dict[bool, Workers]) -> list[tuple[str, str, routes.Endpoint, openapi.Operation]]:
     """Every route with its entry on the API page. Plain Starlette routes: bodies are read by service.http.uploads, so what FastAPI
     does around an endpoint would be time for nothing."""
+    budget = UploadBudget.of(engine.settings)
     tasks = [
-        ("POST", task.path, routes.task_endpoint(task, engine, workers[task.slow]), openapi.task(task, engine.settings))
+        ("POST", task.path, routes.task_endpoint(task, engine, workers[task.slow], budget), openapi.task(task, engine.settings))
         for task in TASKS
     ]
     return [

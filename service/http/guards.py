@@ -1,9 +1,9 @@
-"""Who may work, how many may wait, and for how long: the engine's threads and the queue before them.
+"""Who may work, how many may wait, and for how long: the engine's threads, the queue before them, and the uploads before that.
 
 The engine is synchronous and keeps a core busy, so it runs on as many threads as there are cores: a wider pool is slower and the
 event loop itself would answer nobody. Paintings take seconds, so they have threads of their own and quick answers never wait
-behind them. What arrives while all threads work waits in one bounded queue, and what arrives while
-that is full is refused at once.
+behind them. What arrives while all threads work waits in one bounded queue, and what arrives while that is full is refused at
+once. Bodies still being read are not in that queue yet, so they have a limit of their own, in bytes.
 """
 
 import asyncio
@@ -23,6 +23,29 @@ from service.settings import Settings
 
 Result = TypeVar("Result")
 PATIENCE = 0.1  # seconds that a job may take before it is watched whether its client is still there
+UPLOADS = 8  # bodies of the largest size that may be in reading at once
+UPLOAD_RETRY = 2.0  # seconds after which a client that met too many uploads should come back
+
+
+class UploadBudget:
+    """Bytes of request bodies that are being read, in all requests of the process together. For one event loop: it has no lock."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+
+    @classmethod
+    def of(cls, settings: Settings) -> "UploadBudget":
+        return cls(UPLOADS * settings.max_body_bytes)
+
+    def take(self, size: int) -> None:
+        """Raises QueueFull, and takes nothing, when `size` more bytes would be over the limit."""
+        if self.used + size > self.limit:
+            raise QueueFull("too many uploads arrive at the same time", retry_after=UPLOAD_RETRY)
+        self.used += size
+
+    def give_back(self, size: int) -> None:
+        self.used -= size
 
 
 class Workers:

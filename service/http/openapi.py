@@ -192,7 +192,10 @@ THUMBNAIL: Operation = {
             "description": "The thumbnail",
             "content": {PICTURES["jpeg"]: {"schema": BINARY, "examples": {"picture": {"summary": "a JPEG"}}}},
         },
-        **problems((PathUnknown, errors.QueueFull, errors.NotReady, errors.VisionError), "/styles/{name}/thumbnail.jpg"),
+        **problems(
+            (PathUnknown, errors.QueueFull, errors.DeadlineExceeded, errors.NotReady, errors.InferenceFailed, errors.VisionError),
+            "/styles/{name}/thumbnail.jpg",
+        ),
     },
     "parameters": [_path_parameter("name", "a name of GET /styles", {"examples": ["ink-wash"]})],
 }

@@ -3,6 +3,7 @@
 - The names are the fields of the task's Options model; any other name is an error that lists them.
 - An option is given once, in the query or in the body. A list may also be given as repeated parameters of one place.
 - An empty text and null mean "not given", which is what forms send for a field that was left alone.
+- An option has at most MAX_TEXT bytes and MAX_VALUES values; JSON is held to MAX_TEXT where it is parsed.
 """
 
 import json
@@ -13,10 +14,12 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from service.errors import OptionInvalid
+from service.http.forms import MAX_TEXT
 from service.tasks.task import Strict
 
 Options = TypeVar("Options", bound=Strict)
 Given = Sequence[tuple[str, Any]]
+MAX_VALUES = 1000  # of a list
 
 
 def read_options(kind: type[Options], query: Given, body: Given, fields: Sequence[str] = ()) -> Options:
@@ -24,12 +27,9 @@ def read_options(kind: type[Options], query: Given, body: Given, fields: Sequenc
 
     Raises OptionInvalid naming the option and its range, or the names that exist.
     """
-    known = kind.model_fields
     values: dict[str, Any] = {}
     for place in (query, body):
-        for name, value in _gather(kind, place).items():
-            if name not in known:
-                raise OptionInvalid(name, _unknown(name, fields, list(known)))
+        for name, value in _gather(kind, place, fields).items():
             if name in values:
                 raise OptionInvalid(name, f"{name} is given both in the query and in the body; give it once")
             values[name] = value
@@ -37,6 +37,13 @@ def read_options(kind: type[Options], query: Given, body: Given, fields: Sequenc
         return kind.model_validate(values)
     except ValidationError as error:
         raise _invalid(kind, error) from None
+
+
+def too_long(kind: type[Strict], name: str, fields: Sequence[str] = ()) -> OptionInvalid:
+    """What to raise for an option of more than MAX_TEXT bytes."""
+    if name not in kind.model_fields:
+        return _unknown(kind, name, fields)
+    return OptionInvalid(name, f"{name} is too long; an option has at most {MAX_TEXT} bytes")
 
 
 def properties(kind: type[Strict]) -> dict[str, dict[str, Any]]:
@@ -82,28 +89,40 @@ def range_of(prop: Mapping[str, Any]) -> str:
     return f"{name} {bounds}".strip()
 
 
-def _gather(kind: type[Strict], place: Given) -> dict[str, Any]:
+def _gather(kind: type[Strict], place: Given, fields: Sequence[str]) -> dict[str, Any]:
     """Values by name, empty ones left out, the repeated values of a list put together."""
     values: dict[str, Any] = {}
     for name, value in place:
         if value is None or value == "":
             continue
+        if name not in kind.model_fields:
+            raise _unknown(kind, name, fields)
         if name not in values:
             values[name] = value
         elif is_list(properties(kind).get(name, {})):
             values[name] = f"{values[name]},{value}"
         else:
             raise OptionInvalid(name, f"{name} is given more than once; give it once")
+        _check_size(kind, name, values[name])
     return values
 
 
-def _unknown(name: str, fields: Sequence[str], known: Sequence[str]) -> str:
+def _check_size(kind: type[Strict], name: str, value: object) -> None:
+    if isinstance(value, str) and len(value) > MAX_TEXT:
+        raise too_long(kind, name)
+    count = value.count(",") + 1 if isinstance(value, str) else len(value) if isinstance(value, list) else 1
+    if count > MAX_VALUES and is_list(properties(kind)[name]):
+        raise OptionInvalid(name, f"{name} has {count} values; at most {MAX_VALUES} are taken")
+
+
+def _unknown(kind: type[Strict], name: str, fields: Sequence[str]) -> OptionInvalid:
     also = f" (and the field{'s' if len(fields) > 1 else ''} {', '.join(fields)})" if fields else ""
-    return f"there is no option {name!r:.80} here; the options are: {', '.join(known)}{also}"
+    text = f"there is no option {name!r:.80} here; the options are: {', '.join(kind.model_fields)}{also}"
+    return OptionInvalid(_short(name), text)
 
 
 def _invalid(kind: type[Strict], error: ValidationError) -> OptionInvalid:
-    first = error.errors(include_url=False)[0]
+    first = error.errors(include_url=False, include_context=False)[0]
     message = first["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     if not first["loc"]:

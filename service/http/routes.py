@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from service.engine import Engine, ModelCard
 from service.errors import NotReady, StyleUnknown
-from service.http.guards import Workers
+from service.http.guards import UploadBudget, Workers
 from service.http.negotiation import JSON, choose
 from service.http.problems import KINDS, PathUnknown
 from service.http.tasks import Task
@@ -72,7 +72,7 @@ def as_json(answer: BaseModel) -> Response:
     return Response(answer.model_dump_json(), media_type=JSON)
 
 
-def task_endpoint(task: Task[Any], engine: Engine, workers: Workers) -> Endpoint:
+def task_endpoint(task: Task[Any], engine: Engine, workers: Workers, budget: UploadBudget) -> Endpoint:
     """Guards, then the body, then the engine: nothing is read for a request that cannot be served."""
     vary = {"Vary": "Accept"} if len(task.offers) > 1 else {}
 
@@ -80,7 +80,7 @@ def task_endpoint(task: Task[Any], engine: Engine, workers: Workers) -> Endpoint
         require_ready(engine)
         workers.check()
         async with workers.deadline():
-            upload = await read_upload(request, task.fields, task.options, engine.settings.max_body_bytes)
+            upload = await read_upload(request, task.fields, task.options, engine.settings.max_body_bytes, budget)
             media = task.media(upload.options, accept_of(request))
             job = partial(task.answer_upload, engine, upload, media, time.perf_counter())
             reply = await workers.run(job, request.receive)

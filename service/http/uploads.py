@@ -3,6 +3,7 @@
     Request -> media type -> form | whole body -> base64 -> images and options as given -> checked -> Upload
 
 The body is counted while it streams in and refused as soon as it is over the limit; by Content-Length before a byte is read.
+JSON is measured before it is parsed: a short text can become very many objects.
 """
 
 import asyncio
@@ -11,20 +12,22 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, NoReturn, Self, TypeVar
 
 from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
 from service.errors import BodyTooLarge, ImageMissing, MalformedBody, OptionInvalid, UnsupportedMedia
 from service.http.forms import MAX_PARTS, MAX_TEXT, Data, FormReader, Part, grown
+from service.http.guards import UploadBudget
 from service.http.negotiation import JSON
-from service.http.options import read_options
+from service.http.options import read_options, too_long
 from service.tasks.task import Strict
 
 Options = TypeVar("Options", bound=Strict)
 FORM, BYTES = "multipart/form-data", "application/octet-stream"
 LONG_JSON = 256 * 2**10  # bytes from which JSON is parsed off the event loop
+STRING = re.compile(r'"[^"\\]*+(?:\\.?[^"\\]*+)*+"?', re.DOTALL)  # possessive: linear on any text
 DATA_URI = re.compile(r"data:[\w.+-]*/?[\w.+-]*(?:;[\w.+-]+=[^;,]*)*;base64,", re.IGNORECASE)
 
 
@@ -67,23 +70,27 @@ class _Pairs(list[tuple[str, Any]]):
     """A JSON object as it was written, so that a key given twice can be told."""
 
 
-async def read_upload(request: Request, fields: Fields, kind: type[Options], max_bytes: int) -> Upload[Options]:
+async def read_upload(
+    request: Request, fields: Fields, kind: type[Options], max_bytes: int, budget: UploadBudget
+) -> Upload[Options]:
     """Read and check a request's body and query. The images are not decoded here.
 
-    Raises BodyTooLarge, UnsupportedMedia, MalformedBody, ImageMissing, OptionInvalid; ClientDisconnect when the client goes away.
+    Raises BodyTooLarge, UnsupportedMedia, MalformedBody, ImageMissing, OptionInvalid; QueueFull when the bodies being read leave no
+    room in `budget`; ClientDisconnect when the client goes away.
     """
     media, parameters = parse_options_header(request.headers.get("content-type"))
     announced = _announced(request, max_bytes)
-    given = await _read_body(request, media.decode("latin-1"), parameters, fields, max_bytes, announced)
+    with _Meter(max_bytes, budget) as meter:
+        given = await _read_body(request, media.decode("latin-1"), parameters, fields, meter, announced)
     _check_images(given, fields)
-    options = read_options(kind, request.query_params.multi_items(), given.options, fields.names)
     if given.cut:
-        raise OptionInvalid(given.cut[0], f"{given.cut[0]} is too long; an option has at most {MAX_TEXT} bytes")
+        raise too_long(kind, given.cut[0], fields.names)
+    options = read_options(kind, request.query_params.multi_items(), given.options, fields.names)
     return Upload(given.images, options)
 
 
 async def _read_body(
-    request: Request, media: str, parameters: Mapping[bytes, bytes], fields: Fields, max_bytes: int, announced: int | None
+    request: Request, media: str, parameters: Mapping[bytes, bytes], fields: Fields, meter: "_Meter", announced: int | None
 ) -> _Given:
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
@@ -91,12 +98,12 @@ async def _read_body(
     if announced == 0:
         return _Given()
     if media == FORM:
-        return await _read_form(request, parameters, fields, max_bytes)
+        return await _read_form(request, parameters, fields, meter)
     if media == JSON:
-        body = await _read_whole(request, max_bytes)
+        body = await _read_whole(request, meter)
         return await asyncio.to_thread(_from_json, body, fields) if len(body) > LONG_JSON else _from_json(body, fields)
     if (media.startswith("image/") or media == BYTES) and fields.raw:
-        return _Given({fields.raw: await _read_whole(request, max_bytes)}, arrived=[fields.raw])
+        return _Given({fields.raw: await _read_whole(request, meter)}, arrived=[fields.raw])
     raise _refusal(media, fields)
 
 
@@ -113,31 +120,37 @@ def _announced(request: Request, max_bytes: int) -> int | None:
 
 
 class _Meter:
-    """Counts a body. Raises BodyTooLarge at the first byte over the limit."""
+    """Counts a body, on the budget of all uploads until `with` ends. Raises BodyTooLarge at the first byte over the limit."""
 
-    def __init__(self, max_bytes: int) -> None:
-        self._left = self._limit = max_bytes
+    def __init__(self, max_bytes: int, budget: UploadBudget) -> None:
+        self._limit, self._budget, self._taken = max_bytes, budget, 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._budget.give_back(self._taken)
 
     def count(self, chunk: bytes) -> bytes:
-        self._left -= len(chunk)
-        if self._left < 0:
+        if self._taken + len(chunk) > self._limit:
             raise BodyTooLarge(f"the body has more than {self._limit} bytes; no more are taken")
+        self._budget.take(len(chunk))
+        self._taken += len(chunk)
         return chunk
 
 
-async def _read_whole(request: Request, max_bytes: int) -> Data:
-    meter = _Meter(max_bytes)
+async def _read_whole(request: Request, meter: _Meter) -> Data:
     body: Data = b""
     async for chunk in request.stream():
         body = grown(body, meter.count(chunk))
     return body
 
 
-async def _read_form(request: Request, parameters: Mapping[bytes, bytes], fields: Fields, max_bytes: int) -> _Given:
+async def _read_form(request: Request, parameters: Mapping[bytes, bytes], fields: Fields, meter: _Meter) -> _Given:
     boundary = parameters.get(b"boundary")
     if not boundary:
         raise MalformedBody("the Content-Type of the form names no boundary; let the HTTP client set this header")
-    meter, reader = _Meter(max_bytes), FormReader(boundary, fields.names)
+    reader = FormReader(boundary, fields.names)
     empty = True
     async for chunk in request.stream():
         if chunk:
@@ -174,7 +187,10 @@ def _from_json(body: Data, fields: Fields) -> _Given:
     if not body:
         return _Given()
     try:
-        pairs = json.loads(bytes(body), object_pairs_hook=_Pairs, parse_constant=_no_constant)
+        body = bytes(body)
+        text = body.decode(json.detect_encoding(body), "surrogatepass")
+        _check_bare(text)
+        pairs = json.loads(text, object_pairs_hook=_Pairs, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise MalformedBody(f"the body is not valid JSON: {error}") from None
     if not isinstance(pairs, _Pairs):
@@ -187,10 +203,26 @@ def _from_json(body: Data, fields: Fields) -> _Given:
             raise MalformedBody(f"the JSON key {name!r:.80} is given more than once")
         given.arrived.append(name)
         if name not in fields.names:
+            if isinstance(value, _Pairs) or (isinstance(value, list) and any(isinstance(item, list) for item in value)):
+                raise OptionInvalid(name[:80], f"{name!r:.80} holds nested values; an option is one value or a list of values")
             given.options.append((name, value))
+            if len(value if isinstance(value, str) else json.dumps(value)) > MAX_TEXT:
+                given.cut.append(name)
         elif value is not None and value != "":
             given.images[name] = _from_base64(name, value)
     return given
+
+
+def _check_bare(text: str) -> None:
+    """Raises MalformedBody when what JSON has outside of its strings could be no options: each value takes some of it."""
+    bare = end = 0
+    for string in STRING.finditer(text):
+        bare += string.start() - end + len('""')
+        end = string.end()
+        if bare > MAX_TEXT:
+            break
+    if bare + len(text) - end > MAX_TEXT:
+        raise MalformedBody(f"the JSON body has more than {MAX_TEXT} bytes outside of its texts; options are never that long")
 
 
 def _no_constant(name: str) -> NoReturn:

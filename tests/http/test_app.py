@@ -1,16 +1,19 @@
 """Starting and stopping: models load behind an open port, and a service that cannot start gives up."""
 
+import multiprocessing
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
-from service.errors import DeviceUnavailable
-from service.http.app import create_app, from_env, stop_process
+from service.errors import DeviceUnavailable, SettingInvalid
+from service.http.app import create_app, from_env, stop_process, stop_service
 from service.runtime.machine import usable_cores
 
 
@@ -150,3 +153,40 @@ def test_giving_up_is_a_signal_that_servers_obey() -> None:
     finally:
         signal.signal(signal.SIGTERM, before)
     assert heard == [signal.SIGTERM]
+
+
+@pytest.mark.parametrize(
+    ("supervisor", "above", "ended"),
+    [(None, 40, []), (SimpleNamespace(pid=40), 40, [40]), (SimpleNamespace(pid=40), 1, [])],
+    ids=["alone", "a worker", "a worker left behind"],
+)
+def test_a_worker_that_gives_up_takes_its_supervisor_with_it(
+    monkeypatch: pytest.MonkeyPatch, supervisor: Any, above: int, ended: list[int]
+) -> None:
+    killed: list[tuple[int, int]] = []
+    raised: list[int] = []
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: supervisor)
+    monkeypatch.setattr(os, "getppid", lambda: above)
+    monkeypatch.setattr(os, "kill", lambda pid, number: killed.append((pid, number)))
+    monkeypatch.setattr(signal, "raise_signal", raised.append)
+    stop_service()
+    assert killed == [(pid, signal.SIGTERM) for pid in ended]
+    assert raised == [signal.SIGTERM]
+
+
+@pytest.mark.parametrize(("supervised", "raised"), [(False, SettingInvalid), (True, SystemExit)])
+def test_from_env_does_not_leave_a_supervisor_that_tries_for_ever(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, supervised: bool, raised: type[BaseException]
+) -> None:
+    monkeypatch.setenv("VISION_DEVICE", "abacus")
+    monkeypatch.setattr("service.http.app.stop_supervisor", lambda: supervised)
+    with pytest.raises(raised):
+        from_env()
+    assert ("abacus" in caplog.text) is supervised
+
+
+def test_from_env_gives_up_with_its_supervisor(monkeypatch: pytest.MonkeyPatch, restored_logging: None) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("service.http.app.create_app", lambda engine, give_up: seen.append(give_up))
+    from_env()
+    assert seen == [stop_service]

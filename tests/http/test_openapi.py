@@ -13,7 +13,7 @@ from service.http.app import create_app
 from service.http.health import Alive, Ready
 from service.http.openapi import ANY_TASK
 from service.http.options import properties, read_options
-from service.http.problems import KINDS, Problem
+from service.http.problems import KINDS, MEDIA_TYPE, Problem
 from service.http.routes import Explanation, Links, Models, Styles
 from service.http.tasks import TASKS, Task
 
@@ -192,3 +192,9 @@ def test_the_curl_lines_name_paths_that_exist() -> None:
     for path, text in examples.CURL.items():
         assert all(f"localhost:8000{path}" in line for line in text.splitlines())
     assert set(examples.CURL) == {task.path for task in TASKS}
+
+
+def test_a_thumbnail_lists_what_painting_it_can_raise(document: dict[str, Any]) -> None:
+    responses = document["paths"]["/styles/{name}/thumbnail.jpg"]["get"]["responses"]
+    codes = {code for response in responses.values() for code in response["content"].get(MEDIA_TYPE, {}).get("examples", ())}
+    assert codes == {"path_unknown", "queue_full", "not_ready", "deadline_exceeded", "inference_failed", "internal"}

@@ -97,6 +97,11 @@ def test_options_are_read_from_both_places(query: list[Any], body: list[Any], ex
         ([], [("model", "x" * 5000)] * 2, "model", ["more than once"]),
         ([], [("kind", "x" * 5000)], "kind", ["xxx..."]),
         ([], [("model", {"a": 1})], "model", ['{"a": 1}']),
+        ([], [("names", ["a"] * 1001)], "names", ["1001 values", "1000"]),
+        ([], [("names", "a," * 1000)], "names", ["1001 values", "1000"]),
+        ([("names", "a")] * 1001, [], "names", ["1001 values", "1000"]),
+        ([], [("names", "x" * 40_000)] * 2, "names", ["names is too long", "65536"]),
+        ([("x" * 5000, "1")] * 2, [], "x" * 57 + "...", ["no option 'xxx"]),
     ],
 )
 def test_what_is_wrong_is_named(query: list[Any], body: list[Any], option: str, words: list[str]) -> None:

@@ -63,6 +63,13 @@ def test_an_error_shows_its_own_attributes() -> None:
     assert unknown.known == ["b", "c"]
 
 
+@pytest.mark.parametrize("kind", [errors.ModelUnknown, errors.StyleUnknown])
+def test_a_long_name_is_not_echoed_whole(kind: type[errors.VisionError]) -> None:
+    problem = describe(kind("x" * 60_000, ["a"]), instance="/x")
+    assert len(problem.model_dump_json()) < 500
+    assert problem.known == ["a"]
+
+
 def test_a_subclass_is_told_as_its_class() -> None:
     class Odd(errors.NoFace):
         pass

@@ -139,6 +139,25 @@ def test_other_requests_are_answered_while_one_uploads_slowly(serve: Any, fake: 
         assert answer(slow)[0] == 200
 
 
+def test_unfinished_uploads_have_a_limit_together(serve: Any, make_engine: Any, jpeg: bytes, wait: Callable[..., None]) -> None:
+    engine = make_engine(max_body_bytes=100_000, queue_length=1, request_timeout=20.0)
+    port = serve(engine)
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(connect(port)) for _ in range(8)]
+        for connection in held:
+            connection.sendall(head(100_000) + b"x" * 99_000)
+        time.sleep(0.3)
+        with connect(port) as late:
+            late.sendall(head(100_000) + b"x" * 50_000)
+            status, headers, problem = answer(late)
+            assert (status, problem["code"], headers["retry-after"]) == (503, "queue_full", "2")
+        held[0].sendall(b"x" * 1000)
+        assert answer(held[0])[0] == 415  # read whole, so its room is free again
+        with connect(port) as late:
+            late.sendall(head(len(jpeg)) + jpeg)
+            assert answer(late)[0] == 200
+
+
 def test_a_slow_upload_runs_out_of_time(serve: Any, make_engine: Any, jpeg: bytes) -> None:
     with connect(serve(make_engine(request_timeout=0.3))) as connection:
         connection.sendall(head(len(jpeg)) + jpeg[:100])

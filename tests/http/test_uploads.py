@@ -1,6 +1,7 @@
 import asyncio
 import base64
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -8,8 +9,9 @@ import pytest
 from pydantic import Field
 from starlette.requests import ClientDisconnect, Request
 
-from service.errors import BodyTooLarge, ImageMissing, MalformedBody, OptionInvalid, UnsupportedMedia, VisionError
+from service.errors import BodyTooLarge, ImageMissing, MalformedBody, OptionInvalid, QueueFull, UnsupportedMedia, VisionError
 from service.http.forms import MAX_HEADER_BYTES, MAX_PARTS, MAX_TEXT
+from service.http.guards import UploadBudget
 from service.http.uploads import Fields, Upload, read_upload
 from service.tasks.task import Strict
 
@@ -41,7 +43,7 @@ def read(
     headers: dict[str, str],
     fields: Fields = ONE,
     query: str = "",
-    limit: int = 1_000_000,
+    limit: int = 5_000_000,
     length: bool = True,
 ) -> Upload[Any]:
     """Run read_upload on a request with this body; `length`: announce its Content-Length, else send it chunked."""
@@ -53,7 +55,7 @@ def read(
 
 
 def run(
-    messages: list[dict[str, Any]], headers: dict[str, str], fields: Fields, query: str = "", limit: int = 1_000_000
+    messages: list[dict[str, Any]], headers: dict[str, str], fields: Fields, query: str = "", limit: int = 5_000_000
 ) -> Upload[Any]:
     waiting = iter(messages)
 
@@ -62,7 +64,11 @@ def run(
 
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "http", "method": "POST", "path": "/", "headers": raw, "query_string": query.encode()}
-    return asyncio.run(read_upload(Request(scope, receive), fields, Options, limit))
+    budget = UploadBudget(8 * limit)
+    try:
+        return asyncio.run(read_upload(Request(scope, receive), fields, Options, limit, budget))
+    finally:
+        assert budget.used == 0
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 64, 1000, 100_000])
@@ -146,7 +152,16 @@ def b64(name: str, text: Any) -> bytes:
         (b"{", JSON, ONE, MalformedBody, ["not valid JSON"]),
         (b"\xff\xfe{", JSON, ONE, MalformedBody, ["not valid JSON"]),
         (b"[1]", JSON, ONE, MalformedBody, ["not an object", '{"image"']),
-        (b"[" * 90_000, JSON, ONE, MalformedBody, ["not valid JSON"]),
+        (b"[" * 60_000, JSON, ONE, MalformedBody, ["not valid JSON"]),
+        (b"[" * 90_000, JSON, ONE, MalformedBody, [f"more than {MAX_TEXT} bytes outside of its texts"]),
+        (json.dumps({"image": "AAAA", "top_k": [1.5] * 20_000}).encode(), JSON, ONE, MalformedBody, ["outside of its texts"]),
+        (b'{"top_k": ' + b"[" * 500 + b"]" * 500 + b"}", JSON, ONE, OptionInvalid, ["'top_k' holds nested values"]),
+        (b'{"top_k": {"a": 1}}', JSON, ONE, OptionInvalid, ["'top_k' holds nested values"]),
+        (json.dumps({"image": "AAAA", "top_k": ["a"] * 20_000}).encode(), JSON, ONE, MalformedBody, ["outside of its texts"]),
+        (json.dumps({"image": "AAAA", "top_k": ["a" * 20_000] * 4}).encode(), JSON, ONE, OptionInvalid, ["top_k is too long"]),
+        (json.dumps({"image": "AAAA", "model": "a" * (MAX_TEXT + 1)}).encode(), JSON, ONE, OptionInvalid, ["model is too long"]),
+        (json.dumps({"image": "AAAA", "mode": "a" * (MAX_TEXT + 1)}).encode(), JSON, ONE, OptionInvalid, ["no option 'mode'"]),
+        (json.dumps({"image": "AAAA", "m" * 10**6: 1}).encode(), JSON, ONE, OptionInvalid, ["no option 'mmm"]),
         (json.dumps({f"k{n}": 1 for n in range(MAX_PARTS + 1)}).encode(), JSON, ONE, MalformedBody, [str(MAX_PARTS)]),
         (b'{"image": NaN}', JSON, ONE, MalformedBody, ["NaN"]),
         (b'{"image": "", "image": ""}', JSON, ONE, MalformedBody, ["more than once"]),
@@ -186,6 +201,58 @@ def test_what_is_wrong_with_a_body_is_said(
     for word in words:
         assert word in str(caught.value)
     assert len(str(caught.value)) < 400
+    assert len(getattr(caught.value, "option", "")) < 100
+
+
+def test_an_option_of_just_the_limit_is_taken() -> None:
+    longest = "a" * MAX_TEXT
+    assert read(json.dumps({"image": "AAAA", "model": longest}).encode(), JSON).options.model == longest
+    assert read(form(part("image", PHOTO), part("model", longest.encode(), None)), FORM).options.model == longest
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['"' + '\\"' * 10**6, '"' + '\\"' * 10**6 + "\\", '""' * 10**6, '{"image": "' + "A" * 10**6, "{" + '"a":[],' * 10**6 + "}"],
+)
+def test_odd_json_is_refused_soon(text: str) -> None:
+    start = time.process_time()
+    with pytest.raises(MalformedBody):
+        read(text.encode(), JSON, limit=10**7)
+    assert time.process_time() - start < 1
+
+
+def test_uploads_share_a_budget_and_give_it_back() -> None:
+    budget = UploadBudget(1000)
+
+    async def upload(go: asyncio.Event, size: int) -> Upload[Any]:
+        async def receive() -> dict[str, Any]:
+            if first:
+                return {"type": "http.request", "body": b"x" * first.pop(), "more_body": True}
+            await go.wait()
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        first = [size]
+        headers = [(b"content-type", b"image/png"), (b"transfer-encoding", b"chunked")]
+        scope = {"type": "http", "method": "POST", "path": "/", "headers": headers, "query_string": b""}
+        return await read_upload(Request(scope, receive), ONE, Options, 1000, budget)
+
+    async def test() -> None:
+        go = asyncio.Event()
+        held = [asyncio.ensure_future(upload(go, 400)) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        assert budget.used == 800
+        with pytest.raises(QueueFull) as caught:
+            await upload(go, 201)
+        assert caught.value.retry_after >= 1
+        held.pop().cancel()
+        await asyncio.sleep(0.01)
+        assert budget.used == 400
+        go.set()
+        assert len((await upload(go, 600)).images["image"]) == 600
+        assert len((await held[0]).images["image"]) == 400
+
+    asyncio.run(test())
+    assert budget.used == 0
 
 
 def test_an_option_in_query_and_form_is_refused() -> None:
