@@ -63,7 +63,7 @@ class Workers:
     @classmethod
     def of(cls, settings: Settings, slow: bool = False) -> "Workers":
         """As many threads as cores, or as many as one model may run in parallel where that is more; half of them for slow jobs."""
-        threads = max(usable_cores(), settings.parallel)
+        threads = max(settings.cores or usable_cores(), settings.parallel)
         return cls(max(1, threads // 2) if slow else threads, settings.queue_length, settings.request_timeout)
 
     def check(self) -> None:

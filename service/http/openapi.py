@@ -99,7 +99,9 @@ def _answer(row: Task[Any]) -> dict[str, Any]:
     content: dict[str, Any] = {}
     if row.answer is not None:
         content[JSON] = {"schema": _ref(row.answer), "examples": {"answer": {"value": examples.ANSWERS[row.path]}}}
-    content |= {media: {"schema": BINARY, "examples": {"picture": {"summary": "the bytes of a picture"}}} for media in pictures}
+    content |= {
+        media: {"schema": BINARY, "examples": {"picture": {"value": f"(the bytes of an {media} file)"}}} for media in pictures
+    }
     headers: dict[str, Any] = {"X-Request-ID": REQUEST_ID}
     if pictures:
         note = " (with a picture)" if row.answer else ""
@@ -129,36 +131,38 @@ def _request_body(row: Task[Any]) -> dict[str, Any]:
         },
     }
     if row.fields.raw:
-        content["image/*"] = {"schema": BINARY, "examples": {"raw": {"summary": "the file's bytes; options in the query"}}}
+        content["image/*"] = {"schema": BINARY, "examples": {"raw": {"value": "(the file's bytes; options in the query)"}}}
     return {"required": True, "content": content}
 
 
 def _query(row: Task[Any]) -> list[dict[str, Any]]:
-    """Options as query parameters. Their defaults stay out: Swagger UI would send them besides the form's."""
+    """Options as query parameters."""
     parameters = []
     for name, prop in properties(row.options).items():
         schema = _as_text(prop)
-        text, default = schema.pop("description", ""), schema.pop("default", None)
-        note = f" (default: {default})" if default is not None else ""
-        parameters.append({"name": name, "in": "query", "required": False, "schema": schema, "description": f"{text}{note}"})
+        text = schema.pop("description", "")
+        parameters.append({"name": name, "in": "query", "required": False, "schema": schema, "description": text})
     return parameters
 
 
 def _as_text(prop: dict[str, Any]) -> dict[str, Any]:
-    """The schema of an option where it arrives as text: several values are written with commas."""
-    if not is_list(prop):
-        return dict(prop)
-    return {"type": "string", "description": f"{prop.get('description', '')} (several with commas between)".strip()}
+    """The schema of an option where it arrives as text: several values are written with commas. Its default is only told in words:
+    Swagger UI would send it, in the query and in the form at once."""
+    schema = {"type": "string", "description": prop.get("description", "")} if is_list(prop) else dict(prop)
+    default = schema.pop("default", prop.get("default"))
+    notes = ["several with commas between"] * is_list(prop) + [f"default: {str(default).lower()}"] * (default is not None)
+    if notes:
+        schema["description"] = f"{schema.get('description', '')} ({'; '.join(notes)})".strip()
+    return schema
 
 
 def _form_field(prop: dict[str, Any]) -> dict[str, Any]:
-    """The schema of an option as a form field. Without a default it may be left empty, and says so: else Swagger UI makes up a
-    value and sends it."""
+    """The schema of an option as a form field, which may be left empty and says so: else Swagger UI makes up a value to send."""
     schema = _as_text(prop)
-    if "default" in schema:
-        return schema
+    if schema.get("type") == "boolean":
+        schema |= {"type": "string", "enum": ["true", "false"]}
     if "enum" in schema:
-        schema["enum"] = [*schema["enum"], ""]
+        schema["enum"] = ["", *schema["enum"]]
     elif schema.get("type", "string") != "string":
         schema |= {"type": [schema["type"], "string"], "maxLength": 0}
     return {**schema, "default": ""}
@@ -190,7 +194,7 @@ THUMBNAIL: Operation = {
     "responses": {
         "200": {
             "description": "The thumbnail",
-            "content": {PICTURES["jpeg"]: {"schema": BINARY, "examples": {"picture": {"summary": "a JPEG"}}}},
+            "content": {PICTURES["jpeg"]: {"schema": BINARY, "examples": {"picture": {"value": "(the bytes of a JPEG file)"}}}},
         },
         **problems(
             (PathUnknown, errors.QueueFull, errors.DeadlineExceeded, errors.NotReady, errors.InferenceFailed, errors.VisionError),
@@ -208,7 +212,7 @@ PROBLEM["parameters"] = [
 LANDING = _page("/", "Where everything is: a page for browsers, links for programs", Links, "catalogue", errors.NotAcceptable)
 LANDING["responses"]["200"]["content"][HTML] = {
     "schema": {"type": "string"},
-    "examples": {"page": {"summary": "a page with links"}},
+    "examples": {"page": {"value": "(a page with links)"}},
 }
 
 SHOWN: tuple[type[BaseModel], ...] = (
