@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from service.errors import ModelUnknown, NotReady, OptionInvalid, SettingInvalid, SpecInvalid, StyleUnknown
+from service.errors import ModelUnknown, NotReady, SettingInvalid, SpecInvalid, StyleUnknown
 from service.imaging.codec import decode, encode
 from service.imaging.transforms import use_one_thread
 from service.loaded import LoadedModel, load
@@ -26,6 +26,7 @@ from service.settings import Settings
 from service.tasks.classify import ClassifyAnswer, ClassifyOptions, classify
 from service.tasks.detect import DetectAnswer, DetectOptions, detect
 from service.tasks.faces import DetectFacesAnswer, DetectFacesOptions, VerifyFaceAnswer, VerifyFaceOptions, detect_faces, verify
+from service.tasks.options import explain
 from service.tasks.stylize import SAMPLE, StyleInfo, StylizeOptions, list_styles, pick_painter, stylize, thumbnail
 from service.tasks.task import ImageInfo, ModelInfo, Pixels, Strict, Timing, TimingMs
 
@@ -288,5 +289,4 @@ def _options(kind: type[Options], options: Options | None, given: dict[str, Any]
     try:
         return kind(**{**base, **given})
     except ValidationError as error:
-        first = error.errors()[0]
-        raise OptionInvalid(".".join(str(part) for part in first["loc"]) or "options", first["msg"]) from None
+        raise explain(kind, error) from None

@@ -58,10 +58,10 @@ def test_timing_adds_up_and_the_provider_is_named(engine: Engine, photo_path: Pa
 def test_options_come_as_a_model_or_as_keywords_and_unknown_ones_are_named(engine: Engine, photo_path: PathOf) -> None:
     path = photo_path("coffee")
     assert len(engine.classify(path, top_k=3).predictions) == 3
-    with pytest.raises(OptionInvalid, match=r"greater than or equal to 1") as refused:
+    with pytest.raises(OptionInvalid, match=r"top_k=0: give a whole number from 1 to 1000") as refused:
         engine.classify(path, top_k=0)
     assert refused.value.option == "top_k"
-    with pytest.raises(OptionInvalid):
+    with pytest.raises(OptionInvalid, match=r"no option 'topk' here; the options are: top_k, model"):
         engine.classify(path, topk=3)
 
 

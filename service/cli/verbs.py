@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import ValidationError
 
 from service.errors import OptionInvalid
+from service.tasks.options import explain
 from service.tasks.task import Strict
 
 if TYPE_CHECKING:
@@ -35,6 +36,5 @@ def read_options(arguments: argparse.Namespace, kind: type[Options]) -> Options:
     try:
         return kind(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        first = error.errors()[0]
-        flag = "--" + str(first["loc"][0] if first["loc"] else "options").replace("_", "-")
-        raise OptionInvalid(flag, f"{flag}: {first['msg']} (got {first['input']!r})") from None
+        invalid = explain(kind, error)
+        raise OptionInvalid(invalid.option, f"--{str(invalid).replace('_', '-', invalid.option.count('_'))}") from None

@@ -16,12 +16,12 @@ from service import errors
 from service.http import examples
 from service.http.health import Alive, Ready
 from service.http.negotiation import JSON, PICTURES
-from service.http.options import is_list, properties
 from service.http.problems import KINDS, MEDIA_TYPE, PathUnknown, Problem, describe
 from service.http.routes import HTML, Explanation, Links, Models, Styles
 from service.http.tasks import TASKS, Task
 from service.http.uploads import FORM
 from service.settings import Settings
+from service.tasks.options import is_list, properties
 
 Operation = dict[str, Any]
 REF = "#/components/schemas/{model}"

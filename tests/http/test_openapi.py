@@ -12,10 +12,11 @@ from service.http import examples
 from service.http.app import create_app
 from service.http.health import Alive, Ready
 from service.http.openapi import ANY_TASK
-from service.http.options import properties, read_options
+from service.http.options import read_options
 from service.http.problems import KINDS, MEDIA_TYPE, Problem
 from service.http.routes import Explanation, Links, Models, Styles
 from service.http.tasks import TASKS, Task
+from service.tasks.options import properties
 
 ANSWERS = {
     **{task.path: task.answer for task in TASKS if task.answer},

@@ -5,7 +5,9 @@ import pytest
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from service.errors import OptionInvalid
-from service.http.options import properties, range_of, read_options
+from service.http.options import read_options
+from service.tasks.classify import ClassifyOptions
+from service.tasks.options import properties, range_of
 from service.tasks.task import Strict
 
 
@@ -120,3 +122,9 @@ def test_properties_are_plain_schemas_with_descriptions() -> None:
     assert found["names"]["type"] == "array"
     assert range_of(found["kind"]) == "one of png, jpeg"
     assert range_of(found["model"]) == ""
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_true_and_false_are_no_numbers(value: bool) -> None:
+    with pytest.raises(OptionInvalid, match=r"top_k=(true|false): give a whole number from 1 to 1000"):
+        read_options(ClassifyOptions, [], [("top_k", value)])
