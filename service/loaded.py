@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from service.errors import InferenceFailed, SpecInvalid
+from service.errors import DeviceUnavailable, InferenceFailed, SpecInvalid
 from service.repository.parity import load_cases
 from service.repository.spec import ModelSpec
 from service.repository.store import BuiltModel
@@ -72,6 +72,7 @@ def load(built: BuiltModel, choice: Choice, settings: Settings) -> LoadedModel:
     """Open a built model's graphs on `choice` and give it a lane sized for this machine.
 
     Small models run on one thread each, as many at a time as there are cores; styles take all cores for one picture.
+    Raises DeviceUnavailable when VISION_DEVICE=cuda and onnxruntime fell back to another provider.
     """
     spec, cores = built.spec, settings.cores or usable_cores()
     painter = spec.task == "stylize"
@@ -80,6 +81,11 @@ def load(built: BuiltModel, choice: Choice, settings: Settings) -> LoadedModel:
     sessions: dict[str, Session] = {
         graph: OrtSession(path, choice, threads=threads, keep_memory=not painter) for graph, path in built.graphs.items()
     }
+    fallen = {session.provider for session in sessions.values()} - {choice.provider}
+    if settings.device == "cuda" and fallen:
+        raise DeviceUnavailable(
+            f"VISION_DEVICE=cuda, but {spec.name} was put on {', '.join(fallen)}; `vision-service doctor` says more"
+        )
 
     def run(graph: str, feeds: Tensors) -> Tensors:
         return sessions[graph].run(feeds)

@@ -12,7 +12,21 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.engine import Engine
-from service.errors import ImageMissing, ModelUnknown, NoFace, NotAnImage, NotReady, OptionInvalid, SpecInvalid, StyleUnknown
+from service.errors import (
+    DeviceUnavailable,
+    ImageMissing,
+    ModelUnknown,
+    NoFace,
+    NotAnImage,
+    NotReady,
+    OptionInvalid,
+    SpecInvalid,
+    StyleUnknown,
+)
+from service.loaded import load
+from service.repository.spec import load_spec
+from service.repository.store import BuiltModel
+from service.runtime.providers import Choice
 from service.settings import Settings
 
 PathOf = Callable[[str], Path]
@@ -164,6 +178,19 @@ def test_labels_that_do_not_fit_the_network_stop_the_start(models: Callable[[str
     with pytest.raises(SpecInvalid, match="2 labels for 80 classes"):
         engine.start()
     engine.close()
+
+
+def test_a_model_that_falls_back_to_the_cpu_is_refused_where_cuda_was_asked_for(models: Callable[[str], Path]) -> None:
+    """The small graph of the probe may have run on a GPU that this model's does not."""
+    spec = load_spec(models("yunet"))
+    built = BuiltModel(spec, spec.folder, {"model": spec.folder / "model.onnx"}, spec.files[0].sha256)
+    elsewhere = Choice("NoSuchExecutionProvider")
+    with pytest.warns(UserWarning, match="NoSuchExecutionProvider"), pytest.raises(DeviceUnavailable, match="yunet was put on CPU"):
+        load(built, elsewhere, Settings(device="cuda"))
+    with pytest.warns(UserWarning, match="NoSuchExecutionProvider"):
+        model = load(built, elsewhere, Settings(device="auto"))
+    assert model.info.provider == "CPUExecutionProvider"
+    model.close()
 
 
 def test_a_selection_of_models_is_ready_without_the_others(photo_path: PathOf) -> None:
