@@ -17,7 +17,7 @@ from service.imaging.codec import decode, encode
 from service.imaging.transforms import use_one_thread
 from service.loaded import LoadedModel, load
 from service.photo import ImageLike, Photo, open_photo
-from service.repository.progress import Progress, Silent
+from service.repository.progress import Progress, terminal_progress
 from service.repository.spec import MANIFEST, Accuracy, InputContract, Licence, ModelSpec, Task
 from service.repository.store import ensure, scan
 from service.runtime.providers import Choice, choose
@@ -81,7 +81,7 @@ class Engine:
     """All tasks on all models of the settings. Safe to use from several threads.
 
     Models are fetched, built and loaded by start(), which `with` calls, or each at its first use; they live until close(). `models`
-    (by name) skips all that, for tests. `progress` hears of downloads.
+    (by name) skips all that, for tests. `progress` hears of downloads; without it stderr shows them.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Engine:
         progress: Progress | None = None,
     ) -> None:
         self.settings = settings or Settings.from_env()
-        self._progress = progress or Silent()
+        self._progress = progress or terminal_progress()
         self._models: dict[str, LoadedModel] = dict(models or {})
         self._specs = {name: model.spec for name, model in self._models.items()} if models is not None else scan(self.settings)
         for spec in self._specs.values():

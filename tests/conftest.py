@@ -12,6 +12,7 @@ from PIL import Image
 
 from service.engine import Engine
 from service.loaded import LoadedModel
+from service.repository.progress import Silent
 from service.repository.store import scan
 from service.settings import Settings
 
@@ -45,7 +46,7 @@ def photo() -> Callable[[str], NDArray[np.uint8]]:
 @pytest.fixture(scope="session")
 def engine() -> Iterator[Engine]:
     """The real engine on the CPU; each model is pulled, built and loaded at its first use."""
-    engine = Engine(Settings(device="cpu"))
+    engine = Engine(Settings(device="cpu"), progress=Silent())
     yield engine
     engine.close()
 

@@ -18,7 +18,6 @@ from service.engine import Engine
 from service.errors import InputError, OptionInvalid, VisionError
 from service.imaging.codec import Format, encode
 from service.photo import Photo
-from service.repository.progress import terminal_progress
 from service.runtime.machine import usable_cores
 from service.tasks.classify import ClassifyOptions
 from service.tasks.detect import DetectOptions
@@ -75,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     if getattr(arguments, "style_image", None) is not None:
         arguments.style_image = arguments.style_image.read_bytes()  # once, and before any photo is blamed for it
     failed = 0
-    with Engine(progress=terminal_progress()) as engine:
+    with Engine() as engine:
 
         def attempt(photo: Found) -> Outcome | VisionError | OSError:
             try:
@@ -97,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
 def compare(arguments: argparse.Namespace) -> int:
     """0 when both photos show the same person, 3 when they do not."""
     options = read_options(arguments, VerifyFaceOptions)
-    with Engine(progress=terminal_progress()) as engine:
+    with Engine() as engine:
         first, second = (_decoded(engine, path) for path in (arguments.image1, arguments.image2))
         answer = engine.verify_face(first, second, options)
     print(answer.model_dump_json() if arguments.json else "\n".join(_verdict(answer)))
