@@ -174,9 +174,8 @@ class Engine:
         options = _options(VerifyFaceOptions, options, given)
         embedder = self._model("embed-face", options.model)
         detector = self._model("detect-faces", None)
-        first, timing = self._opened(image1)
-        second = self.decode(image2)
-        timing.add("decode", second.timing.stages["decode"])
+        first, second = self.decode(image1), self.decode(image2)
+        timing = first.timing.again(second.timing)
         result = verify(first.pixels, second.pixels, options, detector, embedder, timing)
         return VerifyFaceAnswer(model=embedder.info, detector=detector.info, timing_ms=timing.report(), **result)
 
@@ -191,10 +190,9 @@ class Engine:
         """The photo painted in a built-in style, a blend of them, or the style of any picture."""
         options = _options(StylizeOptions, options, given)
         model = self.load(pick_painter(list(self._specs.values()), options, style_image is not None).name)
-        photo, timing = self._opened(image)
+        photo = self.decode(image)
         style = None if style_image is None else self.decode(style_image)
-        if style is not None:
-            timing.add("decode", style.timing.stages["decode"])
+        timing = photo.timing.again(*(() if style is None else (style.timing,)))
         side = self.settings.max_style_side
         painted = stylize(photo.pixels, options, None if style is None else style.pixels, model, timing, side)
         info = ImageInfo(width=painted.shape[1], height=painted.shape[0])

@@ -144,6 +144,18 @@ def test_a_photo_decoded_once_serves_several_tasks_each_with_its_own_clock(engin
     assert photo.timing.stages["inference"] == 0
 
 
+def test_two_photos_decoded_beforehand_both_count_in_the_total(engine: Engine, photo_path: PathOf) -> None:
+    first, second = engine.decode(photo_path("astronaut")), engine.decode(photo_path("astronaut"))
+    for timing in (
+        engine.verify_face(first, second).timing_ms,
+        engine.stylize(first, style_image=second, max_side=64).timing_ms,
+    ):
+        stages = timing.model_dump()
+        total = stages.pop("total")
+        assert stages["decode"] >= first.timing.stages["decode"] + second.timing.stages["decode"] - 0.01
+        assert sum(stages.values()) <= total + 0.01
+
+
 def test_a_model_that_does_not_exist_cannot_be_loaded(engine: Engine) -> None:
     with pytest.raises(ModelUnknown, match="yolov3-tiny"):
         engine.load("nope")

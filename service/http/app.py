@@ -27,6 +27,7 @@ from service.http.guards import UploadBudget, Workers
 from service.http.methods import Methods, allowed_methods
 from service.http.problems import MethodUnsupported, PathUnknown, respond
 from service.http.tasks import TASKS
+from service.repository.progress import Silent
 from service.settings import Settings
 
 logger = logging.getLogger("service.http")
@@ -41,7 +42,7 @@ def from_env() -> FastAPI:
     try:
         settings = Settings.from_env()
         logs.configure(settings.log_level)
-        return create_app(Engine(settings), give_up=stop_service)
+        return create_app(Engine(settings, progress=Silent()), give_up=stop_service)
     except SetupError as error:
         if not stop_supervisor():
             raise

@@ -33,14 +33,14 @@ class Timing:
         self.started -= seconds
         self.deadline = self.started + timeout
 
-    def again(self) -> "Timing":
-        """A clock for one task on a picture that this one saw decoded: it knows of decoding and waiting, and of no other task."""
+    def again(self, *others: "Timing") -> "Timing":
+        """A clock for one task on pictures that this clock and `others` saw decoded: it knows of decoding and waiting, and of no
+        other task."""
         clock = Timing()
-        known: tuple[Stage, ...] = ("decode", "queue")
-        for stage in known:
-            clock.add(stage, self.stages[stage])
-            clock.started -= self.stages[stage] / 1e3
         clock.deadline = self.deadline
+        clock.add("queue", self.stages["queue"])
+        clock.add("decode", sum(timing.stages["decode"] for timing in (self, *others)))
+        clock.started -= (clock.stages["queue"] + clock.stages["decode"]) / 1e3
         return clock
 
     @contextmanager
