@@ -34,10 +34,10 @@ ifneq ($(shell cat $(MADE) 2>/dev/null),$(CURDIR))
 .PHONY: $(MADE)
 endif
 
-.PHONY: help serve models doctor test check format bench accuracy clean
+.PHONY: help serve models doctor test check format bench bench-serve bench-overload bench-soak accuracy clean
 
 help: ## say what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo '  variables      DEVICE=cpu|cuda  HOST=127.0.0.1  PORT=8000  WORKERS=1  PYTHON=python3.12  ARGS=...'
 	@echo '  settings       VISION_* in the environment; README.md lists them'
@@ -71,6 +71,15 @@ bench: $(BENCH) ## latency over HTTP next to decoding and the model alone, start
 	$(BIN)/python benchmarks/latency.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/painting.py
+
+bench-serve: $(BENCH) ## requests a second next to other servers on the same model: needs wrk; ARGS="--quick" for a try
+	$(BIN)/python benchmarks/serve.py $(ARGS)
+
+bench-overload: $(BENCH) ## ten times more requests than can be answered, for a minute
+	$(BIN)/python benchmarks/overload.py $(ARGS)
+
+bench-soak: $(BENCH) ## memory over 50,000 mixed requests, huge photos among them
+	$(BIN)/python benchmarks/soak.py $(ARGS)
 
 accuracy: $(BENCH) ## accuracy on your photos: ARGS="--imagenet DIR --coco DIR --faces DIR"
 	$(BIN)/python benchmarks/accuracy.py $(ARGS)

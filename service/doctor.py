@@ -9,10 +9,12 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from service.errors import SetupError
-from service.repository.store import find_built, scan, verify_built
+from service.errors import SettingInvalid, SetupError
+from service.loaded import known_tuning
+from service.repository.store import BuiltModel, find_built, scan, verify_built
 from service.runtime.machine import usable_cores
-from service.runtime.providers import CPU, CUDA, choose, import_onnxruntime, installed_wheels, probe
+from service.runtime.providers import CPU, CUDA, Choice, choose, import_onnxruntime, installed_wheels, probe
+from service.runtime.tuning import Plan, Tuning
 from service.settings import Settings
 
 PIP = f"{sys.executable} -m pip"
@@ -120,6 +122,10 @@ def _models(settings: Settings) -> Iterator[Finding]:
     except SetupError as error:
         yield Finding(topic="models", state="bad", text=str(error))
         return
+    try:
+        choice = choose(settings.device)
+    except SetupError:
+        choice = None
     for name, spec in specs.items():
         pull = f"{COMMAND} models pull {name}"
         built = find_built(spec, settings)
@@ -132,3 +138,35 @@ def _models(settings: Settings) -> Iterator[Finding]:
             yield Finding(topic="models", state="bad", text=f"{name} is damaged: {error}", next=pull)
         else:
             yield Finding(topic="models", state="good", text=f"{name} is in place and intact at {built.folder}")
+            yield from _tuning(built, choice, settings)
+
+
+def _tuning(built: BuiltModel, choice: Choice | None, settings: Settings) -> Iterator[Finding]:
+    """How the model runs here; nothing where no device can be chosen, which is said elsewhere."""
+    if choice is None:
+        return
+    try:
+        tuning = known_tuning(built, choice, settings)
+    except SettingInvalid as error:
+        yield Finding(topic="tuning", state="bad", text=f"{built.spec.name}: {error}")
+        return
+    if tuning is None:
+        cores = settings.cores or usable_cores()
+        text = f"{built.spec.name}: not measured on this machine with {cores} cores yet; the next start does that"
+        yield Finding(topic="tuning", state="note", text=text)
+        return
+    yield Finding(topic="tuning", state="good", text=f"{built.spec.name}: {describe_tuning(tuning)}")
+
+
+def describe_tuning(tuning: Tuning) -> str:
+    """The plan in words, with what was measured of it and of the others."""
+    text = f"{_plan(tuning.plan)} ({tuning.source})"
+    if tuning.measured:
+        figures = (f"{_plan(one)}: {one.throughput:.0f}/s, {one.latency_ms:.1f} ms a run" for one in tuning.measured)
+        text += f"; measured {'; '.join(figures)}"
+    return text if tuning.note is None else f"{text}; {tuning.note}"
+
+
+def _plan(plan: Plan) -> str:
+    batch = f", batches of {plan.batch}" if plan.batch > 1 else ""
+    return f"{plan.precision}, {plan.parallel} x {plan.threads} thread{'s' * (plan.threads > 1)}{batch}"

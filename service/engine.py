@@ -13,18 +13,20 @@ from typing import Any, Self, TypeVar
 from pydantic import BaseModel, Field, ValidationError
 
 from service.errors import ModelUnknown, NotReady, SettingInvalid, SpecInvalid, StyleUnknown
-from service.imaging.codec import decode, encode
+from service.imaging.codec import Scale, decode, encode
 from service.imaging.transforms import use_one_thread
-from service.loaded import LoadedModel, load
+from service.loaded import LoadedModel, load, load_known
 from service.photo import ImageLike, Photo, open_photo
 from service.repository.progress import Progress, terminal_progress
-from service.repository.spec import MANIFEST, Accuracy, InputContract, Licence, ModelSpec, Task
-from service.repository.store import ensure, scan
+from service.repository.spec import MANIFEST, Accuracy, InputContract, Licence, ModelSpec, Precision, Task
+from service.repository.store import ensure, find_built, scan
+from service.runtime.machine import give_back_memory, usable_cores
 from service.runtime.providers import Choice, choose
 from service.runtime.session import run_once
+from service.runtime.tuning import Tuning
 from service.settings import Settings
-from service.tasks.classify import ClassifyAnswer, ClassifyOptions, classify
-from service.tasks.detect import DetectAnswer, DetectOptions, detect
+from service.tasks.classify import ClassifyAnswer, ClassifyOptions, classify, crop_scale
+from service.tasks.detect import DetectAnswer, DetectOptions, detect, letterbox_scale
 from service.tasks.faces import DetectFacesAnswer, DetectFacesOptions, VerifyFaceAnswer, VerifyFaceOptions, detect_faces, verify
 from service.tasks.options import explain
 from service.tasks.stylize import SAMPLE, StyleInfo, StylizeOptions, list_styles, pick_painter, stylize, thumbnail
@@ -57,6 +59,8 @@ class ModelCard(BaseModel):
     input: InputContract
     provider: str = Field(description="the execution provider that really runs it")
     provider_note: str | None = Field(description="why it is not the provider asked for or a faster one, if so")
+    precision: Precision = Field(description="the arithmetic that it runs in")
+    tuning: Tuning = Field(description="how it runs on this machine, and what else was measured")
     classes: int = Field(description="how many labels it has; 0 where labels make no sense")
     accuracy: list[Accuracy]
     ready: bool
@@ -139,24 +143,34 @@ class Engine:
         """Names of models that have not answered a warm-up run."""
         return [name for name in self._specs if name not in self._models or not self._models[name].warm]
 
-    def decode(self, image: ImageLike) -> Photo:
-        """Pixels of `image`, which the other methods take too; see service.photo."""
-        return open_photo(image, self.settings)
+    @property
+    def concurrency(self) -> int:
+        """Calls that are worth making at the same time: one a core, and where models take batches, as many more as fill one."""
+        largest = max((model.tuning.plan.batch for model in list(self._models.values())), default=1)
+        return (self.settings.cores or usable_cores()) + (largest if largest > 1 else 0)
+
+    def decode(self, image: ImageLike, enough_for: ClassifyOptions | DetectOptions | None = None) -> Photo:
+        """Pixels of `image`, which the other methods take too; see service.photo.
+
+        All of them, for any task; or with the options of a classification or detection, of a JPEG no more than that needs
+        (settings.reduced_decode). Raises ModelUnknown where these name none, and what open_photo raises.
+        """
+        return open_photo(image, self.settings, self._scale(enough_for))
 
     def classify(self, image: ImageLike, options: ClassifyOptions | None = None, **given: Any) -> ClassifyAnswer:
         """What is on the photo: the most probable classes, best first."""
         options = _options(ClassifyOptions, options, given)
         model = self._model("classify", options.model)
-        photo, timing = self._opened(image)
-        predictions = classify(photo.pixels, options, model, timing)
+        photo, timing = self._opened(image, options)
+        predictions = classify(photo.pixels, options, model, timing, photo.grid)
         return ClassifyAnswer(model=model.info, image=photo.info, timing_ms=timing.report(), predictions=predictions)
 
     def detect(self, image: ImageLike, options: DetectOptions | None = None, **given: Any) -> DetectAnswer:
         """Which objects are on the photo, and where."""
         options = _options(DetectOptions, options, given)
         model = self._model("detect", options.model)
-        photo, timing = self._opened(image)
-        predictions = detect(photo.pixels, options, model, timing)
+        photo, timing = self._opened(image, options)
+        predictions = detect(photo.pixels, options, model, timing, photo.grid)
         return DetectAnswer(model=model.info, image=photo.info, timing_ms=timing.report(), predictions=predictions)
 
     def detect_faces(self, image: ImageLike, options: DetectFacesOptions | None = None, **given: Any) -> DetectFacesAnswer:
@@ -217,12 +231,22 @@ class Engine:
         """A card for every model that is loaded."""
         return [_card(model) for model in list(self._models.values())]
 
-    def _opened(self, image: ImageLike) -> tuple[Photo, Timing]:
-        photo = self.decode(image)
+    def _opened(self, image: ImageLike, enough_for: ClassifyOptions | DetectOptions | None = None) -> tuple[Photo, Timing]:
+        photo = self.decode(image, enough_for)
         return photo, photo.timing.again()
 
+    def _scale(self, options: ClassifyOptions | DetectOptions | None) -> Scale | None:
+        if options is None or not self.settings.reduced_decode:
+            return None
+        if isinstance(options, ClassifyOptions):
+            return crop_scale(self._spec("classify", options.model))
+        return letterbox_scale(self._spec("detect", options.model))
+
+    def _spec(self, task: Task, name: str | None) -> ModelSpec:
+        return _pick([spec for spec in self._specs.values() if spec.task == task], name)
+
     def _model(self, task: Task, name: str | None) -> LoadedModel:
-        return self.load(_pick([spec for spec in self._specs.values() if spec.task == task], name).name)
+        return self.load(self._spec(task, name).name)
 
     def load(self, name: str) -> LoadedModel:
         """The model called `name`, fetched, built, loaded and warmed up if it is not yet.
@@ -238,11 +262,16 @@ class Engine:
             if self._closed:
                 raise NotReady("the engine is closed")
             if name not in self._models:
-                self._choice = self._choice or choose(self.settings.device)
-                built = ensure(self._specs[name], self.settings, run_once, self._progress)
-                self._models[name] = load(built, self._choice, self.settings)
+                self._models[name] = self._open(self._specs[name])
             self._models[name].warm_up()
+            give_back_memory()
             return self._models[name]
+
+    def _open(self, spec: ModelSpec) -> LoadedModel:
+        self._choice = self._choice or choose(self.settings.device)
+        built = find_built(spec, self.settings)
+        known = None if built is None else load_known(built, self._choice, self.settings)
+        return known or load(ensure(spec, self.settings, run_once, self._progress), self._choice, self.settings)
 
 
 def _pick(specs: list[ModelSpec], name: str | None) -> ModelSpec:
@@ -274,6 +303,8 @@ def _card(model: LoadedModel) -> ModelCard:
         input=spec.input,
         provider=info.provider,
         provider_note=model.note,
+        precision=info.precision,
+        tuning=model.tuning,
         classes=len(model.labels),
         accuracy=list(spec.accuracy),
         ready=model.warm,

@@ -8,7 +8,7 @@ An error says what was wrong and what would be right. `code` is stable: clients 
         ImageMissing  NotAnImage  ImageDamaged  ImageTooSmall  TooManyPixels  BodyTooLarge  MalformedBody
         UnsupportedMedia  NotAcceptable  OptionInvalid  ModelUnknown  StyleUnknown  NoFace  SeveralFaces
       Busy                    the caller may try again
-        QueueFull  DeadlineExceeded  NotReady
+        QueueFull  QueueTimeout  DeadlineExceeded  NotReady
       InferenceFailed         a model run failed
       SetupError              the operator can mend it; met before or while starting, never in a request
         SettingInvalid  RuntimeMissing  DeviceUnavailable  SpecInvalid  FetchFailed  DigestMismatch  ExportFailed  ParityFailed
@@ -153,6 +153,11 @@ class Busy(VisionError):
 class QueueFull(Busy):
     code = "queue_full"
     title = "Too many requests are waiting"
+
+
+class QueueTimeout(Busy):
+    code = "queue_timeout"
+    title = "The request waited too long for its turn"
 
 
 class DeadlineExceeded(Busy):

@@ -1,28 +1,43 @@
-"""A model ready to answer: its manifest, its sessions on the chosen provider, and the lane that its runs queue in."""
+"""A model ready to answer: its manifest, its sessions on the chosen provider, and the lane that its runs queue in.
 
+load() decides how the model runs (service.runtime.tuning: set, remembered, measured now, or the default), opens the graphs of
+that precision, from their optimised forms where those are kept, and sizes the lane by the plan.
+"""
+
+import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from service.errors import DeviceUnavailable, InferenceFailed, SpecInvalid
+from service.errors import DeviceUnavailable, InferenceFailed, SetupError, SpecInvalid
+from service.repository.build import RECORD
+from service.repository.files import digest_of
 from service.repository.parity import load_cases
-from service.repository.spec import ModelSpec
-from service.repository.store import BuiltModel
-from service.runtime.machine import usable_cores
+from service.repository.spec import ModelSpec, Precision
+from service.repository.store import BuiltModel, build_folder
+from service.runtime.machine import in_background, usable_cores
+from service.runtime.optimized import Optimized
 from service.runtime.providers import Choice
+from service.runtime.remembered import Memory
 from service.runtime.scheduler import Lane
-from service.runtime.session import OrtSession, Session
+from service.runtime.session import OrtSession, Session, Sizes
+from service.runtime.tuning import Callers, Plan, Run, Tuning, default, options, tune
 from service.settings import Settings
 from service.tasks.task import ModelInfo, Tensors, Timing
 
 CLASS_OUTPUTS = frozenset({"logits", "scores"})
 """Outputs whose last axis is one number a class, where the model has labels."""
 
+USUAL_SIZE = (480, 640)
+"""Height and width that a model is measured at which takes pictures of any size."""
+
 
 @dataclass
 class LoadedModel:
-    """Implements `service.tasks.task.Model`. `folder` is where it was built; `note` why `provider` is not a faster one."""
+    """Implements `service.tasks.task.Model`. `folder` is where it was built; `note` why `provider` is not a faster one; `tuning`
+    how it runs."""
 
     spec: ModelSpec
     sessions: dict[str, Session]
@@ -30,22 +45,30 @@ class LoadedModel:
     lane: Lane
     folder: Path = field(default_factory=Path)
     note: str | None = None
+    tuning: Tuning = field(default_factory=lambda: Tuning(plan=Plan(), source="default"))
     warm: bool = False
     labels: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         self.labels = self.spec.read_labels()
 
-    @property
+    @cached_property
     def info(self) -> ModelInfo:
-        provider = self.sessions["model"].provider
-        return ModelInfo(name=self.spec.name, version=self.spec.version, digest=self.digest, provider=provider)
+        return ModelInfo(
+            name=self.spec.name,
+            version=self.spec.version,
+            digest=self.digest,
+            provider=self.sessions["model"].provider,
+            precision=self.tuning.plan.precision,
+        )
 
     def run(self, feeds: Tensors, timing: Timing, graph: str = "model") -> Tensors:
         """Run one graph through the lane; see the protocol."""
         done = self.lane.run(graph, feeds, timing.deadline)
-        timing.add("queue", done.queue_ms)
-        timing.add("inference", done.inference_ms)
+        end = time.perf_counter()
+        timing.add("queue", done.queue_ms, end - done.inference_ms / 1e3)
+        timing.add("inference", done.inference_ms, end)
+        timing.batch = max(timing.batch, done.batch)
         return done.outputs
 
     def warm_up(self) -> None:
@@ -54,8 +77,8 @@ class LoadedModel:
         Raises InferenceFailed when a number is not finite, SpecInvalid when the labels are not as many as the graph's classes.
         """
         cases = {} if self.warm else load_cases(self.spec)
-        for graph, case in cases.items():
-            outputs = self.sessions[graph].run(case.feeds)
+        for graph, session in self.sessions.items() if cases else ():
+            outputs = session.run(cases[graph].feeds)
             for name, tensor in outputs.items():
                 if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
                     raise InferenceFailed(f"{self.spec.name}: warm-up gave a {name!r} that is not finite")
@@ -68,34 +91,153 @@ class LoadedModel:
         self.lane.close()
 
 
-def load(built: BuiltModel, choice: Choice, settings: Settings) -> LoadedModel:
-    """Open a built model's graphs on `choice` and give it a lane sized for this machine.
+@dataclass(frozen=True)
+class _Ways:
+    """How a built model may run here: the plans that the settings leave, and where what is known about them is kept."""
 
-    Small models run on one thread each, as many at a time as there are cores; styles take all cores for one picture.
-    Raises DeviceUnavailable when VISION_DEVICE=cuda and onnxruntime fell back to another provider.
+    built: BuiltModel
+    settings: Settings
+    choice: Choice
+    plans: list[Plan]
+    note: str | None
+    memory: Memory
+    optimized: Optimized
+
+    @classmethod
+    def of(cls, built: BuiltModel, choice: Choice, settings: Settings) -> "_Ways":
+        cores = settings.cores or usable_cores()
+        plans, note = options(built.spec, list(built.variants), choice.provider, cores, settings)
+        folders = tuple(dict.fromkeys((built.folder, build_folder(built.spec, settings))))
+        try:
+            build = digest_of(built.folder / RECORD)
+        except OSError:  # built by hand: nothing says what it was built from
+            build = None
+        memory = Memory(folders, build, choice.provider, cores)
+        return cls(built, settings, choice, plans, note, memory, Optimized(folders, build, choice))
+
+    def known(self) -> Tuning | None:
+        """The plan where none needs measuring."""
+        settings = self.settings
+        if len(self.plans) > 1 and settings.tune:
+            found = self.memory.recall(self.plans)
+        else:
+            fixed = settings.precision != "auto" or settings.threads or settings.parallel or settings.batch
+            found = Tuning(plan=default(self.plans, self.choice.provider), source="set" if fixed else "default")
+        return None if found is None else self._noted(found)
+
+    def find_out(self) -> Tuning:
+        """The plan, measured where it is not known. What was opened for that is closed again: it has grown to the largest batch."""
+        with self.memory.turn() as ours:
+            found = self.known()
+            if found is None and not ours:
+                note = "another process was measuring for long; the next start measures again"
+                return Tuning(plan=default(self.plans, self.choice.provider), source="default", note=note)
+            if found is None:
+                found = self._measure()
+                self.memory.keep(self.plans, found)
+            return self._noted(found)
+
+    def open(self, graph: str, precision: Precision, threads: int, found: Path | None = None) -> Session:
+        """One graph. Threads of a painter, which may take seconds, give way to quick answers."""
+        path, painter = self.built.variants[precision][graph], self.built.spec.task == "stylize"
+        sizes: Sizes = "huge" if painter else "some" if self.built.spec.input.size is None else "one"
+
+        def make() -> OrtSession:
+            return self.optimized.open(path, threads=threads, sizes=sizes, found=found)
+
+        session = in_background(make) if painter else make()
+        if self.settings.device == "cuda" and session.provider != self.choice.provider:
+            text = f"{self.built.spec.name} was put on {session.provider}; `vision-service doctor` says more"
+            raise DeviceUnavailable(f"VISION_DEVICE=cuda, but {text}")
+        return session
+
+    def _measure(self) -> Tuning:
+        feeds = load_cases(self.built.spec)["model"].feeds
+        opened: dict[tuple[Precision, int], Session] = {}
+
+        def open_plan(plan: Plan) -> Run:
+            key = (plan.precision, plan.threads)
+            session = opened[key] = opened.get(key) or self.open("model", *key)
+            sample = usual_feeds(self.built.spec, feeds, plan.batch)
+            return lambda: session.run(sample)
+
+        def measured(plans: list[Plan]) -> Tuning:
+            with Callers(open_plan, self.choice.provider, self.memory.cores, plans) as callers:
+                return tune(plans, self.choice.provider, callers.turn)
+
+        try:
+            return measured(self.plans)
+        except SetupError:
+            raise
+        except Exception as error:  # whatever is wrong with a faster variant, the exact graph is the way out
+            exact = [plan for plan in self.plans if plan.precision == "float32"]
+            if len(exact) in {0, len(self.plans)}:
+                raise
+            note = f"only float32 was measured, another precision does not run here: {str(error).splitlines()[0]}"
+            return measured(exact).model_copy(update={"note": note})
+
+    def _noted(self, tuning: Tuning) -> Tuning:
+        return tuning if self.note is None else tuning.model_copy(update={"note": self.note})
+
+
+def usual_feeds(spec: ModelSpec, feeds: Tensors, batch: int) -> Tensors:
+    """`feeds` with every picture [1, h, w, 3] repeated to the size that requests have, and everything to `batch` items."""
+    height, width = spec.input.size or USUAL_SIZE
+
+    def grown(tensor: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+        one = tensor[:1]
+        if one.ndim == 4 and one.dtype == np.uint8:
+            one = np.take(np.take(one, range(height), axis=1, mode="wrap"), range(width), axis=2, mode="wrap")
+        return np.ascontiguousarray(np.repeat(one, batch, axis=0))
+
+    return {name: grown(tensor) for name, tensor in feeds.items()}
+
+
+def load(built: BuiltModel, choice: Choice, settings: Settings) -> LoadedModel:
+    """Open a built model's graphs on `choice`, in the way that is best here, measured now if no start has measured it yet.
+
+    Raises SettingInvalid for a precision that cannot run here, and DeviceUnavailable when VISION_DEVICE=cuda and onnxruntime fell
+    back to another provider.
     """
-    spec, cores = built.spec, settings.cores or usable_cores()
-    painter = spec.task == "stylize"
-    threads = settings.threads or (cores if painter else 1)
-    workers = 1 if painter else settings.parallel or cores
-    sessions: dict[str, Session] = {
-        graph: OrtSession(path, choice, threads=threads, keep_memory=not painter) for graph, path in built.graphs.items()
-    }
-    fallen = {session.provider for session in sessions.values()} - {choice.provider}
-    if settings.device == "cuda" and fallen:
-        raise DeviceUnavailable(
-            f"VISION_DEVICE=cuda, but {spec.name} was put on {', '.join(fallen)}; `vision-service doctor` says more"
-        )
+    ways = _Ways.of(built, choice, settings)
+    tuning = ways.known() or ways.find_out()
+    plan = tuning.plan
+    sessions = {graph: ways.open(graph, plan.precision, plan.threads) for graph in built.variants[plan.precision]}
+    return _assemble(ways, tuning, sessions)
+
+
+def load_known(built: BuiltModel, choice: Choice, settings: Settings) -> LoadedModel | None:
+    """The same where nothing needs measuring and every graph's optimised form is there and intact, else None.
+
+    The graphs themselves are not read then, so `built` need not have been verified. Raises what load() raises.
+    """
+    ways = _Ways.of(built, choice, settings)
+    tuning = ways.known()
+    if tuning is None:
+        return None
+    plan = tuning.plan
+    found = {graph: ways.optimized.find(path) for graph, path in built.variants[plan.precision].items()}
+    if None in found.values():
+        return None
+    return _assemble(ways, tuning, {graph: ways.open(graph, plan.precision, plan.threads, path) for graph, path in found.items()})
+
+
+def known_tuning(built: BuiltModel, choice: Choice, settings: Settings) -> Tuning | None:
+    """How `built` would run, where that needs no measuring. Quick: opens nothing. Raises SettingInvalid as load() does."""
+    return _Ways.of(built, choice, settings).known()
+
+
+def tune_ahead(built: BuiltModel, choice: Choice, settings: Settings) -> Tuning:
+    """Measure how `built` runs best, unless that is known: for a process that will start others, which would disturb each other."""
+    ways = _Ways.of(built, choice, settings)
+    return ways.known() or ways.find_out()
+
+
+def _assemble(ways: _Ways, tuning: Tuning, sessions: dict[str, Session]) -> LoadedModel:
+    spec, plan = ways.built.spec, tuning.plan
 
     def run(graph: str, feeds: Tensors) -> Tensors:
         return sessions[graph].run(feeds)
 
-    on_gpu = choice.provider != "CPUExecutionProvider"
-    lane = Lane(
-        spec.name,
-        run,
-        workers=1 if on_gpu else workers,
-        queue_length=settings.queue_length,
-        max_batch=spec.batching.max_batch if on_gpu else 1,  # on a CPU batching gains nothing
-    )
-    return LoadedModel(spec, sessions, built.digest, lane, built.folder, choice.note)
+    lane = Lane(spec.name, run, workers=plan.parallel, queue_length=ways.settings.queue_length, max_batch=plan.batch)
+    return LoadedModel(spec, sessions, ways.built.digest, lane, ways.built.folder, ways.choice.note, tuning)

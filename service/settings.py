@@ -37,11 +37,20 @@ class Settings(BaseModel):
         description="where models are built whose own folder cannot be written, as a wheel's; empty: the user's data folder",
     )
     offline: bool = Field(False, description="never download; a missing model is an error at once")
+    precision: Literal["auto", "float", "int8", "float16"] = Field(
+        "auto", description="arithmetic of the models; auto: the fastest that was measured here and keeps the accuracy"
+    )
+    tune: bool = Field(True, description="measure threads, parallel runs, batch and precision at the first start; off: defaults")
     cores: int = Field(0, ge=0, le=4096, description="cores to plan for; 0: all that this process may use, shared among WORKERS")
-    threads: int = Field(0, ge=0, le=256, description="threads inside one model run; 0: one for small models, all cores for styles")
-    parallel: int = Field(0, ge=0, le=256, description="runs of one small model at the same time; 0: one for each core")
-    queue_length: int = Field(64, ge=1, le=100_000, description="requests that may wait for one model before 503")
+    threads: int = Field(0, ge=0, le=256, description="threads inside one model run; 0: as measured")
+    parallel: int = Field(0, ge=0, le=256, description="runs of one model at the same time; 0: as measured")
+    batch: int = Field(0, ge=0, le=1024, description="most pictures in one run of a model; 0: as measured")
+    reduced_decode: bool = Field(True, description="decode a JPEG at 1/2 to 1/8 of its size where the model needs no more")
+    queue_length: int = Field(256, ge=1, le=100_000, description="requests of one task that may wait before 503")
+    queue_timeout: float = Field(2.0, gt=0, le=3600, description="seconds a request may wait for its turn before 503; not paintings")
     request_timeout: float = Field(60.0, gt=0, le=3600, description="seconds until a request is given up with 504")
+    client_timeout: float = Field(20.0, gt=0, le=3600, description="seconds a client may send or read nothing in a request")
+    shutdown_seconds: float = Field(30.0, ge=0, le=3600, description="seconds that running requests get to end at SIGTERM")
     max_body_bytes: int = Field(32 * 2**20, ge=1024, description="largest request body in bytes, before 413")
     max_pixels: int = Field(64_000_000, ge=1024, description="most pixels of one picture, checked before decoding, before 413")
     max_image_side: int = Field(16_384, ge=16, description="longest side of a picture in pixels, before 413")

@@ -4,8 +4,10 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -28,6 +30,8 @@ from service.repository.spec import load_spec
 from service.repository.store import BuiltModel
 from service.runtime.providers import Choice
 from service.settings import Settings
+from service.tasks.classify import ClassifyOptions
+from service.tasks.detect import Detection, DetectOptions
 
 PathOf = Callable[[str], Path]
 PixelsOf = Callable[[str], NDArray[np.uint8]]
@@ -154,6 +158,81 @@ def test_two_photos_decoded_beforehand_both_count_in_the_total(engine: Engine, p
         total = stages.pop("total")
         assert stages["decode"] >= first.timing.stages["decode"] + second.timing.stages["decode"] - 0.01
         assert sum(stages.values()) <= total + 0.01
+
+
+# Reduced decoding; docs/decisions/0006-reduced-decode.md has the same figures for thousands of photos.
+
+CLASS_TOLERANCE, OBJECT_TOLERANCE = 0.08, 0.05  # of a confidence
+BOX_TOLERANCE = 1.0  # pixels of the model's input
+
+
+def enlarged(pixels: NDArray[np.uint8], times: float) -> bytes:
+    """A JPEG of a photo as a better camera might have taken it."""
+    size = round(pixels.shape[1] * times), round(pixels.shape[0] * times)
+    file = BytesIO()
+    Image.fromarray(cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC)).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def whole(engine: Engine) -> Engine:
+    """The same models, every pixel decoded."""
+    engine.start()
+    return Engine(
+        Settings(device="cpu", reduced_decode=False), models={card.name: engine.load(card.name) for card in engine.describe()}
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "times", "steps"), [("china", 3, 2), ("flower", 4.37, 2), ("coffee", 3.1, 2), ("china", 6.1, 4), ("flower", 1, 1)]
+)
+def test_reduced_decoding_changes_answers_within_the_tolerance(
+    name: str, times: float, steps: int, engine: Engine, whole: Engine, photo: PixelsOf
+) -> None:
+    file = enlarged(photo(name), times)
+    assert engine.decode(file, ClassifyOptions()).grid.step == engine.decode(file, DetectOptions()).grid.step == steps
+    some, all_ = engine.classify(file, top_k=1000), whole.classify(file, top_k=1000)
+    assert some.image == all_.image
+    assert some.predictions[0].class_id == all_.predictions[0].class_id
+    confidences = [{p.class_id: p.confidence for p in answer.predictions} for answer in (some, all_)]
+    assert max(abs(confidences[0][key] - confidences[1][key]) for key in range(1000)) < (CLASS_TOLERANCE if steps > 1 else 1e-6)
+    found, expected = (each.detect(file, confidence=0.1).predictions for each in (engine, whole))
+    sure = [detection for detection in expected if detection.confidence > 0.1 + OBJECT_TOLERANCE]
+    assert all(
+        any(alike(one, other, BOX_TOLERANCE * max(some.image.width, some.image.height) / 416) for one in found) for other in sure
+    )
+
+
+def alike(one: Detection, other: Detection, pixels: float) -> bool:
+    sides = [abs(a - b) for (_, a), (_, b) in zip(one.box, other.box, strict=True)]
+    return one.label == other.label and abs(one.confidence - other.confidence) < OBJECT_TOLERANCE and max(sides) < pixels
+
+
+def test_faces_and_paintings_see_every_pixel(engine: Engine, whole: Engine, photo: PixelsOf) -> None:
+    file = enlarged(photo("astronaut"), 4)
+    assert engine.decode(file, ClassifyOptions()).grid.step == 4
+    assert engine.decode(file).grid.step == 1
+    assert engine.detect_faces(file).faces == whole.detect_faces(file).faces
+    assert engine.verify_face(file, file).image1 == whole.verify_face(file, file).image1
+    paint = [each.stylize(file, style=engine.styles()[0].name, max_side=96).pixels for each in (engine, whole)]
+    assert np.array_equal(*paint)
+    taken = [each.stylize(photo("china"), style_image=file, max_side=96).pixels for each in (engine, whole)]
+    assert np.array_equal(*taken)
+
+
+def test_the_setting_turns_reduced_decoding_off(whole: Engine, photo: PixelsOf) -> None:
+    file = enlarged(photo("china"), 4)
+    for options in (ClassifyOptions(), DetectOptions()):
+        assert whole.decode(file, options).pixels.shape == (1708, 2560, 3)
+
+
+def test_a_photo_decoded_for_one_task_is_not_taken_where_more_is_needed(engine: Engine, photo: PixelsOf) -> None:
+    reduced = engine.decode(enlarged(photo("astronaut"), 4), ClassifyOptions())
+    assert (reduced.info.width, reduced.info.height) == (2048, 2048)
+    assert engine.classify(reduced).image == reduced.info
+    for ask in (engine.detect, engine.detect_faces, lambda image: engine.verify_face(image, image), engine.stylize):
+        with pytest.raises(ValueError, match="decoded for a task that needs fewer pixels"):
+            ask(reduced, **({"style": engine.styles()[0].name} if ask == engine.stylize else {}))
 
 
 def test_a_model_that_does_not_exist_cannot_be_loaded(engine: Engine) -> None:

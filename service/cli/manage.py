@@ -38,15 +38,17 @@ def add_to(verbs: Verbs) -> None:
 
 def show(arguments: argparse.Namespace) -> int:
     settings = Settings.from_env()
-    table = Table("model", "task", "licence", "commercial use", "built", "from", box=None, pad_edge=False)
+    table = Table("model", "task", "licence", "commercial use", "built", "precisions", "from", box=None, pad_edge=False)
     for name, spec in scan(settings).items():
-        built = find_built(spec, settings) is not None
+        built = find_built(spec, settings)
+        precisions = [] if built is None else list(built.variants)
         sources = list(dict.fromkeys(source.label for file in spec.files for source in file.sources))
         if arguments.json:
             card = spec.model_dump(mode="json", include={"name", "version", "task", "family", "summary", "default", "licence"})
-            print(json.dumps({**card, "built": built, "sources": sources}))
+            print(json.dumps({**card, "built": built is not None, "precisions": precisions, "sources": sources}))
         use = "yes" if spec.licence.commercial_use else "no"
-        table.add_row(name, spec.task, spec.licence.spdx, use, "yes" if built else "no", ", ".join(sources))
+        place = "yes" if built else "no"
+        table.add_row(name, spec.task, spec.licence.spdx, use, place, ", ".join(precisions), ", ".join(sources))
     if not arguments.json:
         Console(width=None if sys.stdout.isatty() else 200).print(table)  # whole rows in a pipe
     return 0

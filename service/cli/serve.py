@@ -1,8 +1,9 @@
-"""`vision-service serve`: fetch what is missing, then answer HTTP."""
+"""`vision-service serve`: fetch what is missing, then answer HTTP, in this process or in several."""
 
 import argparse
 import errno
 import os
+import signal
 import socket
 import sys
 
@@ -16,6 +17,8 @@ from service.runtime.providers import choose
 from service.runtime.session import run_once
 from service.settings import Settings
 
+GRACE = 10.0  # seconds over VISION_SHUTDOWN_SECONDS after which a worker that has not ended is killed
+
 
 def add_to(verbs: Verbs) -> None:
     parser = verbs.add_parser("serve", help="answer HTTP requests; missing models are fetched first")
@@ -26,7 +29,9 @@ def add_to(verbs: Verbs) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until stopped. Everything that can go wrong before the first request is said before the port opens."""
+    """Serve until SIGTERM or SIGINT; then finish what runs, and exit with 0. Everything that can go wrong before the first request
+    is said before the port opens."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     check_place(arguments.host, arguments.port, arguments.workers)
     settings = Settings.from_env()
     choice = choose(settings.device)
@@ -35,21 +40,27 @@ def run(arguments: argparse.Namespace) -> int:
     for spec in scan(settings).values():
         ensure(spec, settings, run_once, terminal_progress())
     os.environ["VISION_CORES"] = str(share(settings.cores or usable_cores(), arguments.workers))
-
-    import uvicorn
-
-    print(f"vision-service listens on http://{arguments.host}:{arguments.port} (try /docs)", file=sys.stderr)
-    uvicorn.run(
-        "service.http.app:from_env",
-        factory=True,
-        host=arguments.host,
-        port=arguments.port,
-        workers=arguments.workers,
-        access_log=False,  # service.http writes its own line, as JSON
-        log_level=settings.log_level,
-        timeout_graceful_shutdown=30,
-    )
+    serve(arguments.host, arguments.port, arguments.workers, Settings.from_env())
     return 0
+
+
+def serve(host: str, port: int, workers: int, settings: Settings) -> None:
+    """Open the port and answer. Raises SetupError where workers cannot start; does not return where there is just one."""
+    from service.cli.supervisor import Supervisor  # what serves takes a second to import: other commands need none of it
+    from service.cli.worker import serve_alone, work
+    from service.http import cells, logs
+    from service.http.server import listen
+
+    logs.configure(settings.log_level)
+    try:
+        listener = listen(host, port)
+    except OSError as error:
+        raise nobody_listens(host, port, error) from None
+    print(f"vision-service listens on http://{host}:{listener.getsockname()[1]} (try /docs)", file=sys.stderr, flush=True)
+    if workers == 1:
+        serve_alone(listener, settings)
+    with cells.shared(workers):
+        Supervisor(work, listener, workers, settings.shutdown_seconds + GRACE).run()
 
 
 def check_place(host: str, port: int, workers: int) -> None:
@@ -64,8 +75,12 @@ def check_place(host: str, port: int, workers: int) -> None:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
     except OSError as error:
-        advice = "name another port, such as PORT=8001" if error.errno == errno.EADDRINUSE else "name another address or port"
-        raise SettingInvalid(f"nobody can listen on {host}, port {port}: {error.strerror}; {advice}") from None
+        raise nobody_listens(host, port, error) from None
+
+
+def nobody_listens(host: str, port: int, error: OSError) -> SettingInvalid:
+    advice = "name another port, such as PORT=8001" if error.errno == errno.EADDRINUSE else "name another address or port"
+    return SettingInvalid(f"nobody can listen on {host}, port {port}: {error.strerror}; {advice}")
 
 
 def share(cores: int, workers: int) -> int:

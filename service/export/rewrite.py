@@ -60,7 +60,7 @@ def pixels_input(  # noqa: PLR0913 - the arithmetic that photos need, each by na
         given = [_add_initializer(model, f"{name}/{operator.lower()}_by", array) for array in arrays]
         nodes.append(helper.make_node(operator, [current, *given], [output], output, **attributes))
         current = output
-    _replace_nodes(model, [*nodes, *graph.node])
+    replace_nodes(model, [*nodes, *graph.node])
     entrance = helper.make_tensor_value_info(name, TensorProto.UINT8, [batch, height, width, 3])
     _replace_inputs(model, [entrance if value.name == input else value for value in graph.input])
     return model
@@ -81,7 +81,7 @@ def fold_dequantize(model: ModelProto) -> ModelProto:
             _add_initializer(model, node.output[0], value)
         else:
             kept.append(node)
-    _replace_nodes(model, kept)
+    replace_nodes(model, kept)
     return drop_unused(model)
 
 
@@ -103,7 +103,7 @@ def drop_unused(model: ModelProto) -> ModelProto:
     graph = model.graph
     read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
     initializers = [tensor for tensor in graph.initializer if tensor.name in read]
-    _replace_nodes(model, [node for node in graph.node if node.op_type != "Constant" or node.output[0] in read])
+    replace_nodes(model, [node for node in graph.node if node.op_type != "Constant" or node.output[0] in read])
     del graph.initializer[:]
     graph.initializer.extend(initializers)
     return model
@@ -152,7 +152,7 @@ def replace_prelu(model: ModelProto) -> ModelProto:
             helper.make_node("Mul", [x, slope], [f"{y}/straight"]),
             helper.make_node("Add", [f"{y}/straight", f"{y}/bent"], [y]),
         ]
-    _replace_nodes(model, nodes)
+    replace_nodes(model, nodes)
     return drop_unused(model)
 
 
@@ -174,6 +174,24 @@ def copy_of(model: ModelProto) -> ModelProto:
     copy = ModelProto()
     copy.CopyFrom(model)
     return copy
+
+
+def copy_node(node: NodeProto, inputs: Sequence[str], outputs: Sequence[str]) -> NodeProto:
+    """The same operator with the same attributes between other tensors, called as the first of `outputs`."""
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    copy.name = outputs[0]
+    del copy.input[:], copy.output[:]
+    copy.input.extend(inputs)
+    copy.output.extend(outputs)
+    return copy
+
+
+def replace_nodes(model: ModelProto, nodes: Sequence[NodeProto]) -> None:
+    """Let the graph of `model`, in place, have these nodes instead of its own."""
+    kept = list(nodes)
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
 
 
 def _dequantize(node: NodeProto, given: Sequence[Array]) -> Array:
@@ -234,12 +252,6 @@ def _shaped(values: Array, shape: Sequence[int]) -> Array:
 def _add_initializer(model: ModelProto, name: str, value: Array) -> str:
     model.graph.initializer.append(numpy_helper.from_array(np.array(value, order="C"), name))
     return name
-
-
-def _replace_nodes(model: ModelProto, nodes: Sequence[NodeProto]) -> None:
-    kept = list(nodes)
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
 
 
 def _replace_inputs(model: ModelProto, values: Sequence[ValueInfoProto]) -> None:

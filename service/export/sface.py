@@ -14,6 +14,7 @@ import onnx
 from onnx import ModelProto, checker
 
 from service.errors import ExportFailed
+from service.export.fold import fold_batch_norms
 from service.export.rewrite import drop_initializer_inputs, fold_dequantize, free_batch, pixels_input, replace_prelu
 
 SIZE, LENGTH = 112, 128
@@ -22,7 +23,8 @@ SIZE, LENGTH = 112, 128
 def export(files: Mapping[str, Path]) -> dict[str, ModelProto]:
     """The graph "model" from the one .onnx file given. Raises ExportFailed when its input or output is not SFace's."""
     (path,) = files.values()
-    model = free_batch(replace_prelu(fold_dequantize(drop_initializer_inputs(onnx.load(path)))))
+    weights = fold_dequantize(drop_initializer_inputs(onnx.load(path)))
+    model = free_batch(replace_prelu(fold_batch_norms(weights)))
     sides = [[dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]] for value in (*model.graph.input, *model.graph.output)]
     if sides != [[3, SIZE, SIZE], [LENGTH]]:
         raise ExportFailed(f"{path.name} takes and gives {sides}; SFace takes 3 x {SIZE} x {SIZE} and gives {LENGTH} numbers")

@@ -1,12 +1,11 @@
 """create_app: the one place where engine, routes and middleware are put together.
 
-server -> ServerErrorMiddleware -> Access -> Methods -> exception handlers -> routes -> Workers -> Engine
+server -> Access -> task's endpoint -> Workers -> Engine                              (see service.http.direct)
+server -> ServerErrorMiddleware -> Access -> Methods -> exception handlers -> routes   whatever else is asked
 """
 
 import asyncio
 import logging
-import multiprocessing
-import os
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -17,85 +16,77 @@ from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
+from starlette.types import Scope
 
 from service import __version__
 from service.engine import Engine
 from service.errors import InputError, OptionInvalid, SetupError, VisionError
-from service.http import health, logs, openapi, routes
+from service.http import health, logs, openapi, routes, tracing
 from service.http.access import Access
+from service.http.direct import Fork, short_way
 from service.http.guards import UploadBudget, Workers
 from service.http.methods import Methods, allowed_methods
+from service.http.metrics import Metrics
 from service.http.problems import MethodUnsupported, PathUnknown, respond
 from service.http.tasks import TASKS
 from service.repository.progress import Silent
 from service.settings import Settings
 
 logger = logging.getLogger("service.http")
+FLUSH_SECONDS = 2.0  # that traces get to be sent in the end
+_TASK_WAYS = frozenset(("POST", task.path) for task in TASKS)
 CLOSING_SECONDS = 5.0  # that a model still being loaded is waited for when the process is told to stop
 
 
 def from_env() -> FastAPI:
-    """The application on an engine with the settings of the environment: what `uvicorn --factory` calls in each process.
+    """The application on an engine with the settings of the environment, for ASGI servers other than `vision-service serve`.
 
-    Raises SetupError where the process stands alone; a worker logs it instead, and ends together with its supervisor.
+    Raises SetupError.
     """
-    try:
-        settings = Settings.from_env()
-        logs.configure(settings.log_level)
-        return create_app(Engine(settings, progress=Silent()), give_up=stop_service)
-    except SetupError as error:
-        if not stop_supervisor():
-            raise
-        logger.critical("%s: %s", error.title, error)
-        raise SystemExit(1) from None
+    settings = Settings.from_env()
+    logs.configure(settings.log_level)
+    return create_app(Engine(settings, progress=Silent()))
 
 
-def stop_process() -> None:
+def stop_process(_: str) -> None:
     """Ask the server to stop, as an operator would."""
     signal.raise_signal(signal.SIGTERM)
 
 
-def stop_supervisor() -> bool:
-    """Where this process is one of several workers, ask the one that would start it anew to stop. Is there such a one?"""
-    supervisor = multiprocessing.parent_process()
-    if supervisor is None or supervisor.pid != os.getppid():  # it has died, and another stands in its place
-        return False
-    os.kill(os.getppid(), signal.SIGTERM)
-    return True
-
-
-def stop_service() -> None:
-    """Ask the server to stop, and its supervisor if it has one."""
-    stop_supervisor()
-    stop_process()
-
-
-def create_app(engine: Engine, *, give_up: Callable[[], None] = stop_process) -> FastAPI:
+def create_app(engine: Engine, *, give_up: Callable[[str], None] = stop_process) -> FastAPI:
     """The HTTP face of `engine`, which is started and closed with the application.
 
     Models are loaded in the background: until they are ready, tasks and /health/ready answer 503. `give_up` is called when the
     engine cannot be started; the log says why.
     """
     workers = {slow: Workers.of(engine.settings, slow=slow) for slow in (False, True)}
-    table = _table(engine, workers)
+    metrics, traces = Metrics.from_env(), tracing.from_env()
+    for group in workers.values():
+        metrics.watch(group.crew.waiting)
+    table = _table(engine, workers, metrics)
+    ways = {(method, path): Route(path, endpoint, methods=[method]) for method, path, endpoint, _ in table}
     app = FastAPIOffline(
         title="vision-service",
         version=__version__,
         summary="Classify pictures, find objects, compare faces, paint photos",
         description=openapi.DESCRIPTION,
-        routes=[Route(path, endpoint, methods=[method]) for method, path, endpoint, _ in table],
-        lifespan=_lifespan(engine, list(workers.values()), give_up),
+        routes=list(ways.values()),
+        lifespan=_lifespan(engine, workers[False], workers[True], give_up, traces),
         redirect_slashes=False,
         swagger_ui_parameters={"validatorUrl": None, "defaultModelsExpandDepth": 0, "displayRequestDuration": True},
     )
     app.add_middleware(Methods, routes=app.routes)
-    app.add_middleware(Access)
+    app.add_middleware(Access, metrics=metrics, tracing=traces)
     _add_handlers(app)
     openapi.describe_routes(app, {(method, path): operation for method, path, _, operation in table})
+    short = {way: short_way(route, route.endpoint, _explain) for way, route in ways.items() if way in _TASK_WAYS}
+    app.middleware_stack = Fork(app.build_middleware_stack(), {way: Access(end, metrics, traces) for way, end in short.items()})
     return app
 
 
-def _table(engine: Engine, workers: dict[bool, Workers]) -> list[tuple[str, str, routes.Endpoint, openapi.Operation]]:
+def _table(
+    engine: Engine, workers: dict[bool, Workers], metrics: Metrics
+) -> list[tuple[str, str, routes.Endpoint, openapi.Operation]]:
     """Every route with its entry on the API page. Plain Starlette routes: bodies are read by service.http.uploads, so what FastAPI
     does around an endpoint would be time for nothing."""
     budget = UploadBudget.of(engine.settings)
@@ -110,6 +101,7 @@ def _table(engine: Engine, workers: dict[bool, Workers]) -> list[tuple[str, str,
         ("GET", "/styles/{name}/thumbnail.jpg", routes.thumbnail_endpoint(engine, workers[True]), openapi.THUMBNAIL),
         ("GET", "/health/live", health.live, openapi.LIVE),
         ("GET", "/health/ready", health.ready_endpoint(engine), openapi.READY),
+        ("GET", "/metrics", health.metrics_endpoint(metrics, engine), openapi.METRICS),
         ("GET", "/problems/{code}", routes.explain_problem, openapi.PROBLEM),
         ("GET", "/", routes.landing_endpoint(__version__, [task.path for task in TASKS]), openapi.LANDING),
     ]
@@ -121,10 +113,7 @@ def _add_handlers(app: FastAPI) -> None:
     async def vision_error(request: Request, error: Exception) -> Response:
         if not isinstance(error, VisionError):
             raise error
-        response = respond(error, request.scope)
-        if response.status_code == 500:
-            logger.error("request failed", exc_info=error, extra={"request_id": request.scope["state"]["request_id"]})
-        return response
+        return _explain(error, request.scope)
 
     async def http_exception(request: Request, error: Exception) -> Response:
         return respond(_translate(request, error), request.scope)
@@ -140,6 +129,13 @@ def _add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, validation_error)
 
 
+def _explain(error: VisionError, scope: Scope) -> Response:
+    response = respond(error, scope)
+    if response.status_code == 500:
+        logger.error("request failed", exc_info=error, extra={"request_id": scope["state"]["request_id"]})
+    return response
+
+
 def _translate(request: Request, error: Exception) -> VisionError:
     status = error.status_code if isinstance(error, HTTPException) else 500
     if status == 404:
@@ -150,28 +146,31 @@ def _translate(request: Request, error: Exception) -> VisionError:
 
 
 def _lifespan(
-    engine: Engine, workers: list[Workers], give_up: Callable[[], None]
+    engine: Engine, quick: Workers, slow: Workers, give_up: Callable[[str], None], traces: tracing.Tracing | None
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     def start() -> None:
         try:
             engine.start()
+            quick.crew.grow(engine.concurrency)
             logger.info("ready", extra={"models": [card.name for card in engine.describe()]})
         except SetupError as error:
             logger.critical("%s: %s", error.title, error)
-            give_up()
-        except Exception:
+            give_up(str(error))
+        except Exception as error:
             logger.critical("the engine could not be started", exc_info=True)
-            give_up()
+            give_up(f"the engine could not be started: {error!r}")
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         starter = threading.Thread(target=start, name="start", daemon=True)
         starter.start()
         yield
-        for group in workers:
+        for group in (quick, slow):
             await asyncio.to_thread(group.close)
         await asyncio.to_thread(starter.join, CLOSING_SECONDS)
         if not starter.is_alive():
             await asyncio.to_thread(engine.close)
+        if traces is not None:
+            await asyncio.to_thread(traces.close, min(FLUSH_SECONDS, engine.settings.shutdown_seconds))
 
     return lifespan

@@ -3,7 +3,7 @@
 from typing import Any
 
 from service import errors
-from service.http.problems import MethodUnsupported, PathUnknown
+from service.http.problems import MethodUnsupported, PathUnknown, RequestTimeout
 
 # A PNG of 64 x 48 pixels: short enough to be read, real enough to be sent by "Try it out".
 TINY_PNG = (
@@ -15,10 +15,11 @@ TINY_PNG = (
 _DIGEST = "dccea06f59b781ec1234ddf8d1e94b9519a97f4245748a7d4db75d5b7080a42c"
 _TIMING = {"decode": 3.1, "preprocess": 0.9, "queue": 0.1, "inference": 12.4, "postprocess": 0.2, "total": 16.9}
 _IMAGE = {"width": 640, "height": 480}
+_PLAN = {"precision": "int8", "threads": 1, "parallel": 2, "batch": 1}
 
 
 def _model(name: str, version: str) -> dict[str, Any]:
-    return {"name": name, "version": version, "digest": _DIGEST, "provider": "CPUExecutionProvider"}
+    return {"name": name, "version": version, "digest": _DIGEST, "provider": "CPUExecutionProvider", "precision": "int8"}
 
 
 def _face(left: float, top: float) -> dict[str, Any]:
@@ -120,6 +121,16 @@ ANSWERS: dict[str, dict[str, Any]] = {
                 "input": {"size": [416, 416], "resize": "letterbox"},
                 "provider": "CPUExecutionProvider",
                 "provider_note": None,
+                "precision": "int8",
+                "tuning": {
+                    "plan": _PLAN,
+                    "source": "remembered",
+                    "measured": [
+                        {**_PLAN, "throughput": 74.1, "latency_ms": 26.9, "chosen": True},
+                        {**_PLAN, "precision": "float32", "throughput": 38.2, "latency_ms": 52.1, "chosen": False},
+                    ],
+                    "note": None,
+                },
                 "classes": 80,
                 "accuracy": [
                     {
@@ -187,7 +198,9 @@ ERRORS: tuple[errors.VisionError, ...] = (
     errors.StyleUnknown("crayon", ["amber-and-sky", "ink-wash"]),
     errors.NoFace("image2", "no face was found in image2"),
     errors.SeveralFaces("image1", 3),
-    errors.QueueFull("64 requests are waiting already", retry_after=3.0),
+    RequestTimeout("no byte of the body came for 20 seconds; the service waits no longer"),
+    errors.QueueFull("64 requests of this kind are waiting already, for about 2.4 seconds", retry_after=3.0),
+    errors.QueueTimeout("the request waited 2.1 seconds for its turn; 2 are allowed", retry_after=2.0),
     errors.DeadlineExceeded("the request was not served within 60 seconds"),
     errors.NotReady("models are still being prepared: yolov3-tiny", retry_after=2.0),
     errors.InferenceFailed(""),

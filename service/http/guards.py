@@ -1,34 +1,34 @@
-"""Who may work, how many may wait, and for how long: the engine's threads, the queue before them, and the uploads before that.
+"""Who may work, how many may wait, and for how long: the engine's crew seen from the event loop, and the uploads before that.
 
-The engine is synchronous and keeps a core busy, so it runs on as many threads as there are cores: a wider pool is slower and the
-event loop itself would answer nobody. Paintings take seconds, so they have threads of their own and quick answers never wait
-behind them. What arrives while all threads work waits in one bounded queue, and what arrives while that is full is refused at
-once. Bodies still being read are not in that queue yet, so they have a limit of their own, in bytes.
+The engine is synchronous and keeps a core busy, so a crew of as many threads as there are cores carries its requests (see
+service.runtime.crew); on the event loop it would answer nobody else. Paintings take seconds, so a nice crew of their own does
+them, and quick answers never wait behind them. What arrives while all threads work waits in the bounded queue of its task, and
+what arrives while that is full is refused at once. Bodies that are being read or wait have a limit of their own, in bytes.
 """
 
 import asyncio
-import threading
-import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from typing import TypeVar
+from contextlib import asynccontextmanager, suppress
+from typing import Self, TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from service.errors import DeadlineExceeded, NotReady, QueueFull
+from service.errors import BodyTooLarge, DeadlineExceeded, QueueFull
+from service.runtime.crew import Crew
 from service.runtime.machine import usable_cores
 from service.settings import Settings
 
 Result = TypeVar("Result")
-PATIENCE = 0.1  # seconds that a job may take before it is watched whether its client is still there
-UPLOADS = 8  # bodies of the largest size that may be in reading at once
+PATIENCE = 0.25  # seconds that a job may take before it is watched whether its client is still there
+NICE = 10  # of paintings: where cores are short they get a tenth of what a quick answer gets
+UPLOADS = 8  # bodies of the largest size that may be in memory at once
 UPLOAD_RETRY = 2.0  # seconds after which a client that met too many uploads should come back
 
 
 class UploadBudget:
-    """Bytes of request bodies that are being read, in all requests of the process together. For one event loop: it has no lock."""
+    """Bytes of request bodies that are being read or wait for their turn, in all requests of the process together. For one event
+    loop: it has no lock."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -41,36 +41,55 @@ class UploadBudget:
     def take(self, size: int) -> None:
         """Raises QueueFull, and takes nothing, when `size` more bytes would be over the limit."""
         if self.used + size > self.limit:
-            raise QueueFull("too many uploads arrive at the same time", retry_after=UPLOAD_RETRY)
+            raise QueueFull("too many uploads arrive or wait at the same time", retry_after=UPLOAD_RETRY)
         self.used += size
 
     def give_back(self, size: int) -> None:
         self.used -= size
 
 
-class Workers:
-    """Runs jobs on `threads` threads; at most `queue_length` jobs wait."""
+class Meter:
+    """Counts one body, on the budget of all uploads until `with` ends; at most `limit` bytes. For use as a context manager."""
 
-    def __init__(self, threads: int, queue_length: int, timeout: float) -> None:
-        self.threads = threads
-        self._limit = threads + queue_length
+    def __init__(self, limit: int, budget: UploadBudget) -> None:
+        self.limit = limit
+        self._budget, self._taken = budget, 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._budget.give_back(self._taken)
+
+    def count(self, chunk: bytes) -> bytes:
+        """Gives `chunk` back. Raises BodyTooLarge at the first byte over the limit, QueueFull when the budget is spent."""
+        if self._taken + len(chunk) > self.limit:
+            raise BodyTooLarge(f"the body has more than {self.limit} bytes; no more are taken")
+        self._budget.take(len(chunk))
+        self._taken += len(chunk)
+        return chunk
+
+
+class Workers:
+    """Runs jobs on the threads of a crew; at most `queue_length` of a kind wait, each at most `patience` seconds (None: any)."""
+
+    def __init__(self, threads: int, queue_length: int, timeout: float, *, patience: float | None = None, nice: int = 0) -> None:
+        self.crew = Crew(threads, queue_length=queue_length, patience=patience, nice=nice, name="nice" if nice else "quick")
         self._timeout = timeout
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="request")
-        self._lock = threading.Lock()
-        self._admitted = 0
-        self._seconds_per_job = 0.0
 
     @classmethod
     def of(cls, settings: Settings, slow: bool = False) -> "Workers":
-        """As many threads as cores, or as many as one model may run in parallel where that is more; half of them for slow jobs."""
+        """As many threads as cores, or as many as one model may run in parallel where that is more; half of them for slow jobs,
+        which are nice and may wait for as long as a request may take."""
         threads = max(settings.cores or usable_cores(), settings.parallel)
-        return cls(max(1, threads // 2) if slow else threads, settings.queue_length, settings.request_timeout)
+        length, timeout = settings.queue_length, settings.request_timeout
+        if slow:
+            return cls(max(1, threads // 2), length, timeout, patience=timeout, nice=NICE)
+        return cls(threads, length, timeout, patience=settings.queue_timeout)
 
-    def check(self) -> None:
+    def check(self, kind: str) -> None:
         """Raises QueueFull, with the seconds after which a place is likely, when no further job would be taken now."""
-        if self._admitted >= self._limit:
-            wait = min(60.0, max(1.0, self._seconds_per_job * self._limit / self.threads))
-            raise QueueFull(f"{self._limit - self.threads} requests are waiting already", retry_after=round(wait, 1))
+        self.crew.check(kind)
 
     @asynccontextmanager
     async def deadline(self) -> AsyncIterator[None]:
@@ -81,58 +100,65 @@ class Workers:
         except TimeoutError:
             raise DeadlineExceeded(f"the request was not served within {self._timeout:g} seconds") from None
 
-    async def run(self, job: Callable[[], Result], receive: Receive) -> Result:
+    async def run(self, kind: str, job: Callable[[], Result], receive: Receive) -> Result:
         """The result of `job` run on a thread. A job that nobody waits for any more is dropped if it has not begun.
 
         `receive` is the channel of the request, whose body must have been read: a client that goes away counts as nobody.
-        Raises QueueFull at once, NotReady after close(), ClientDisconnect when the client has gone, and what `job` raises.
+        Raises QueueFull at once, QueueTimeout, NotReady after close(), ClientDisconnect when the client has gone, and what `job`
+        raises.
         """
-        with self._lock:
-            self.check()
-            self._admitted += 1
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Result] = loop.create_future()
+
+        def done(result: Result, error: BaseException | None) -> None:
+            with suppress(RuntimeError):  # the loop has ended: nobody waits
+                loop.call_soon_threadsafe(_settle, answer, result, error)
+
+        ticket = self.crew.submit(kind, job, done)
+        watch = _Watch(loop, answer, receive)
         try:
-            task = self._pool.submit(self._timed, job)
-        except RuntimeError:
-            self._release()
-            raise NotReady("the service is shutting down") from None
-        task.add_done_callback(lambda _: self._release())
-        answer = asyncio.wrap_future(task)
-        try:
-            await asyncio.wait((answer,), timeout=PATIENCE)
-            if not answer.done():
-                await _unless_gone(answer, receive)
-            return answer.result()
+            return await answer
         finally:
-            task.cancel()
-            answer.cancel()
+            watch.end()
+            if not answer.done() or answer.cancelled() or watch.gone:
+                self.crew.drop(ticket)
 
-    def close(self) -> None:
-        """Let running jobs end, drop those that wait."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def _timed(self, job: Callable[[], Result]) -> Result:
-        start = time.perf_counter()
-        try:
-            return job()
-        finally:
-            self._seconds_per_job = 0.9 * self._seconds_per_job + 0.1 * (time.perf_counter() - start)
-
-    def _release(self) -> None:
-        with self._lock:
-            self._admitted -= 1
+    def close(self, timeout: float | None = None) -> bool:
+        """Let running jobs end, for `timeout` seconds at most; answer those that wait with NotReady. Have all ended?"""
+        return self.crew.close(timeout)
 
 
-async def _unless_gone(answer: "asyncio.Future[Result]", receive: Receive) -> None:
-    """Wait for `answer`. Raises ClientDisconnect when the client goes away first."""
-    gone = asyncio.ensure_future(_disconnected(receive))
-    try:
-        await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        gone.cancel()
-    if not answer.done():
-        raise ClientDisconnect
+class _Watch:
+    """After PATIENCE, looks whether the client is still there; when it goes away, `answer` raises ClientDisconnect."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, answer: "asyncio.Future[Result]", receive: Receive) -> None:
+        self.gone = False
+        self._answer = answer
+        self._receive = receive
+        self._task: asyncio.Task[None] | None = None
+        self._timer = loop.call_later(PATIENCE, self._begin)
+
+    def end(self) -> None:
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    def _begin(self) -> None:
+        if not self._answer.done():
+            self._task = asyncio.ensure_future(self._look())
+
+    async def _look(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        if not self._answer.done():
+            self.gone = True
+            self._answer.set_exception(ClientDisconnect())
 
 
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+def _settle(answer: "asyncio.Future[Result]", result: Result, error: BaseException | None) -> None:
+    if answer.done():
+        return
+    if error is None:
+        answer.set_result(result)
+    else:
+        answer.set_exception(error)

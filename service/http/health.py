@@ -1,13 +1,15 @@
-"""Liveness: the process answers. Readiness: every model has answered a warm-up run."""
+"""Liveness: the process answers. Readiness: every model has answered a warm-up run. Metrics: what it has done so far."""
 
+import asyncio
 from typing import Literal
 
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.engine import Engine
-from service.http.routes import Endpoint, as_json, require_ready
+from service.engine import Engine, ModelCard
+from service.http.metrics import Metrics
+from service.http.routes import Endpoint, accept_of, as_json, require_ready
 
 
 class Alive(BaseModel):
@@ -38,3 +40,24 @@ def ready_endpoint(engine: Engine) -> Endpoint:
         return as_json(Ready(models=models))
 
     return ready
+
+
+def metrics_endpoint(metrics: Metrics, engine: Engine) -> Endpoint:
+    """Answers whatever else the service is busy with: made on a thread of its own, for it takes some milliseconds."""
+
+    def page(accept: str) -> tuple[bytes, str]:
+        return metrics.page(accept, [_labels(card) for card in engine.describe()])
+
+    async def show(request: Request) -> Response:
+        metrics.look()
+        body, media = await asyncio.to_thread(page, accept_of(request))
+        return Response(body, headers={"Content-Type": media, "Cache-Control": "no-store", "Vary": "Accept"})
+
+    return show
+
+
+def _labels(card: ModelCard) -> dict[str, str]:
+    """The labels of vision_model_info: what runs, and how."""
+    plan = {name: str(getattr(card.tuning.plan, name)) for name in ("threads", "parallel", "batch")}
+    fields = {name: str(getattr(card, name)) for name in ("version", "task", "provider", "precision")}
+    return {"model": card.name, **fields, **plan}

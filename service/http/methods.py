@@ -1,4 +1,7 @@
-"""HEAD and OPTIONS for every path alike: HEAD is GET without the body, OPTIONS says what a path answers."""
+"""HEAD and OPTIONS for every path alike: HEAD is GET without the body, OPTIONS says what a path answers.
+
+Also says which route a request is for, in scope["route"]: FastAPI tells that of its own routes only.
+"""
 
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
@@ -26,6 +29,8 @@ class Methods:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         method = scope.get("method")
+        if scope["type"] == "http":
+            scope["route"] = next((route for route in self._routes if route.matches(scope)[0] is not Match.NONE), None)
         if method == "HEAD":
             await self._app({**scope, "method": "GET"}, receive, _without_body(send))
         elif method == "OPTIONS" and (allowed := allowed_methods(self._routes, scope)):

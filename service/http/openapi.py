@@ -15,8 +15,9 @@ from pydantic.json_schema import models_json_schema
 from service import errors
 from service.http import examples
 from service.http.health import Alive, Ready
+from service.http.metrics import FORMATS
 from service.http.negotiation import JSON, PICTURES
-from service.http.problems import KINDS, MEDIA_TYPE, PathUnknown, Problem, describe
+from service.http.problems import KINDS, MEDIA_TYPE, PathUnknown, Problem, RequestTimeout, describe
 from service.http.routes import HTML, Explanation, Links, Models, Styles
 from service.http.tasks import TASKS, Task
 from service.http.uploads import FORM
@@ -43,7 +44,9 @@ ANY_TASK = (
     errors.UnsupportedMedia,
     errors.NotAcceptable,
     errors.OptionInvalid,
+    RequestTimeout,
     errors.QueueFull,
+    errors.QueueTimeout,
     errors.DeadlineExceeded,
     errors.NotReady,
     errors.InferenceFailed,
@@ -53,6 +56,7 @@ PICTURE_HEADERS = {
     "X-Model": "name of the model that ran",
     "X-Model-Version": "its version",
     "X-Provider": "the execution provider that really ran",
+    "X-Precision": "the arithmetic that it ran in: float32, int8 or float16",
     "X-Image-Width": "width in pixels",
     "X-Image-Height": "height in pixels",
     "Server-Timing": "milliseconds per stage, like decode;dur=3.1, inference;dur=12.4, encode;dur=9.0, total;dur=25.9",
@@ -205,6 +209,21 @@ THUMBNAIL: Operation = {
 }
 LIVE = _page("/health/live", "Does the process answer", Alive, "health")
 READY = _page("/health/ready", "Has every model answered a warm-up run", Ready, "health", errors.NotReady)
+METRICS: Operation = {
+    "summary": "What the service has done so far, for Prometheus; docs/observability.md explains each metric",
+    "tags": ["health"],
+    "responses": {
+        "200": {
+            "description": "The metrics of all workers together",
+            "content": {
+                media: {"schema": {"type": "string"}, "examples": {"page": {"value": 'vision_build_info{version="1.0"} 1.0\n'}}}
+                for media in FORMATS
+            },
+            "headers": {"X-Request-ID": REQUEST_ID},
+        },
+        **problems((errors.NotAcceptable, errors.VisionError), "/metrics"),
+    },
+}
 PROBLEM = _page("/problems/{code}", "What a problem's code means", Explanation, "catalogue", PathUnknown)
 PROBLEM["parameters"] = [
     _path_parameter("code", "the code of a problem", {"enum": sorted(cls.code for cls in KINDS), "default": "no_face"})

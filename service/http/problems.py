@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service import errors
+from service.http.record import record_of
 
 MEDIA_TYPE = "application/problem+json"
 LINGER_SECONDS, IDLE_SECONDS = 3.0, 0.5
@@ -37,6 +38,21 @@ class MethodUnsupported(errors.InputError):
     def __init__(self, method: str, allowed: tuple[str, ...]) -> None:
         super().__init__(f"{method} is not answered here; use {' or '.join(allowed)}")
         self.allowed = allowed
+
+
+class RequestMalformed(errors.InputError):
+    code = "request_malformed"
+    title = "What was sent is not HTTP"
+
+
+class HeadersTooLarge(errors.InputError):
+    code = "headers_too_large"
+    title = "The request's address and headers are too large"
+
+
+class RequestTimeout(errors.InputError):
+    code = "request_timeout"
+    title = "The request was not sent in time"
 
 
 @dataclass(frozen=True)
@@ -66,7 +82,11 @@ KINDS: dict[type[errors.VisionError], Kind] = {
     errors.InputError: Kind(400, "Correct the request as the detail says."),
     PathUnknown: Kind(404, "See /docs for what is here."),
     MethodUnsupported: Kind(405, "Use a method that the Allow header names."),
+    RequestMalformed: Kind(400, "Speak HTTP/1.1, without TLS."),
+    HeadersTooLarge: Kind(431, "Send fewer and shorter headers, cookies above all."),
+    RequestTimeout: Kind(408, "Send the request again, without pauses, or ask the operator to raise VISION_CLIENT_TIMEOUT."),
     errors.QueueFull: Kind(503, "Wait as long as Retry-After says, then send the request again."),
+    errors.QueueTimeout: Kind(503, "Wait as long as Retry-After says, then send the request again."),
     errors.DeadlineExceeded: Kind(504, "Send a smaller picture, or try again when the service is less busy."),
     errors.NotReady: Kind(503, "Wait until /health/ready answers 200."),
     errors.Busy: Kind(503, "Wait as long as Retry-After says, then send the request again."),
@@ -132,6 +152,7 @@ def respond(error: errors.VisionError, scope: Scope) -> Response:
     """The response that tells `error` to the client that asked for `scope`."""
     root, state = scope.get("root_path", ""), scope.get("state", {})
     problem = describe(error, instance=scope["path"], root=root, request_id=state.get("request_id"))
+    record_of(scope).reason = problem.code
     headers: dict[str, str] = {}
     if problem.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(problem.retry_after))

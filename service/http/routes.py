@@ -12,9 +12,10 @@ from starlette.responses import Response
 
 from service.engine import Engine, ModelCard
 from service.errors import NotReady, StyleUnknown
-from service.http.guards import UploadBudget, Workers
+from service.http.guards import Meter, UploadBudget, Workers
 from service.http.negotiation import JSON, choose
 from service.http.problems import KINDS, PathUnknown
+from service.http.record import record_of
 from service.http.tasks import Task
 from service.http.uploads import read_upload
 from service.tasks.stylize import StyleInfo
@@ -75,18 +76,21 @@ def as_json(answer: BaseModel) -> Response:
 def task_endpoint(task: Task[Any], engine: Engine, workers: Workers, budget: UploadBudget) -> Endpoint:
     """Guards, then the body, then the engine: nothing is read for a request that cannot be served."""
     vary = {"Vary": "Accept"} if len(task.offers) > 1 else {}
+    name = task.path.strip("/")
 
     async def endpoint(request: Request) -> Response:
         require_ready(engine)
-        workers.check()
-        async with workers.deadline():
-            upload = await read_upload(request, task.fields, task.options, engine.settings.max_body_bytes, budget)
-            media = task.media(upload.options, accept_of(request))
-            job = partial(task.answer_upload, engine, upload, media, time.perf_counter())
-            reply = await workers.run(job, request.receive)
+        workers.check(task.path)
+        with Meter(engine.settings.max_body_bytes, budget) as meter:
+            async with workers.deadline():
+                upload = await read_upload(request, task.fields, task.options, meter)
+                media = task.media(upload.options, accept_of(request))
+                job = partial(task.answer_upload, engine, upload, media, time.perf_counter())
+                reply = await workers.run(task.path, job, request.receive)
+        record_of(request.scope).ran(name, reply.model, reply.timing)
         return Response(reply.body, headers={**vary, **reply.headers}, media_type=reply.media)
 
-    endpoint.__name__ = task.path.strip("/").replace("-", "_")
+    endpoint.__name__ = name.replace("-", "_")
     return endpoint
 
 
@@ -119,7 +123,8 @@ def thumbnail_endpoint(engine: Engine, workers: Workers) -> Endpoint:
         require_ready(engine)
         try:
             async with workers.deadline():
-                picture = await workers.run(partial(engine.thumbnail, request.path_params["name"]), request.receive)
+                job = partial(engine.thumbnail, request.path_params["name"])
+                picture = await workers.run("/styles", job, request.receive)
         except StyleUnknown as error:
             raise PathUnknown(str(error)) from None
         return Response(picture, headers={"Cache-Control": f"max-age={THUMBNAIL_AGE}"}, media_type="image/jpeg")

@@ -24,7 +24,7 @@ from service.tasks.classify import ClassifyAnswer, ClassifyOptions
 from service.tasks.detect import DetectAnswer, DetectOptions
 from service.tasks.faces import DetectFacesAnswer, DetectFacesOptions, VerifyFaceAnswer, VerifyFaceOptions
 from service.tasks.stylize import StylizeOptions
-from service.tasks.task import Pixels, Strict
+from service.tasks.task import Answer, ModelInfo, Pixels, Strict, TimingMs
 
 Options = TypeVar("Options", bound=Strict)
 Photos = Mapping[str, Photo]
@@ -34,10 +34,12 @@ PAINTED = (PICTURES["png"], PICTURES["jpeg"], PICTURES["webp"])
 
 @dataclass(frozen=True)
 class Reply:
-    """A finished answer: its bytes and how to label them."""
+    """A finished answer: its bytes and how to label them, and which model took how long."""
 
     body: bytes
     media: str
+    model: ModelInfo
+    timing: TimingMs
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -91,17 +93,22 @@ class Task(Generic[Options]):
         """Decode the images and run the task, on the calling thread. `arrived`: the time.perf_counter() moment when the upload
         was complete; what it has waited since counts as queue. Raises whatever the engine raises."""
         waited = time.perf_counter() - arrived
-        photos = _decode(engine, upload.images)
+        photos = _decode(engine, upload.images, _sees(upload.options, media))
         for photo in photos.values():
             photo.timing.waited(waited, engine.settings.request_timeout)
         return self.run(engine, photos, upload.options, media)
 
 
-def _decode(engine: Engine, images: Mapping[str, Data]) -> Photos:
+def _sees(options: Strict, media: str) -> ClassifyOptions | DetectOptions | None:
+    """The options where not every pixel may be needed: those of a classification, or of a detection that is not drawn."""
+    return options if media == JSON and isinstance(options, ClassifyOptions | DetectOptions) else None
+
+
+def _decode(engine: Engine, images: Mapping[str, Data], enough_for: ClassifyOptions | DetectOptions | None) -> Photos:
     photos: dict[str, Photo] = {}
     for name, data in images.items():
         try:
-            photos[name] = engine.decode(data)
+            photos[name] = engine.decode(data, enough_for)
         except InputError as error:
             error.photo = name
             if len(images) > 1:
@@ -110,8 +117,8 @@ def _decode(engine: Engine, images: Mapping[str, Data]) -> Photos:
     return photos
 
 
-def _as_json(answer: BaseModel) -> Reply:
-    return Reply(answer.model_dump_json().encode(), JSON)
+def _as_json(answer: Answer | VerifyFaceAnswer) -> Reply:
+    return Reply(answer.model_dump_json().encode(), JSON, answer.model, answer.timing_ms)
 
 
 def _as_picture(make: Callable[[], bytes], media: str, answer: DetectAnswer | DetectFacesAnswer | StylizeAnswer) -> Reply:
@@ -125,11 +132,12 @@ def _as_picture(make: Callable[[], bytes], media: str, answer: DetectAnswer | De
         "X-Model": answer.model.name,
         "X-Model-Version": answer.model.version,
         "X-Provider": answer.model.provider,
+        "X-Precision": answer.model.precision,
         "X-Image-Width": str(answer.image.width),
         "X-Image-Height": str(answer.image.height),
         "Server-Timing": ", ".join(f"{stage};dur={spent:.1f}" for stage, spent in stages.items()),
     }
-    return Reply(body, media, headers)
+    return Reply(body, media, answer.model, answer.timing_ms, headers)
 
 
 def _encode(pixels: Pixels, media: str) -> bytes:

@@ -12,14 +12,14 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, NoReturn, Self, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
 from service.errors import BodyTooLarge, ImageMissing, MalformedBody, OptionInvalid, UnsupportedMedia
 from service.http.forms import MAX_PARTS, MAX_TEXT, Data, FormReader, Part, grown
-from service.http.guards import UploadBudget
+from service.http.guards import Meter
 from service.http.negotiation import JSON
 from service.http.options import read_options, too_long
 from service.tasks.task import Strict
@@ -70,18 +70,15 @@ class _Pairs(list[tuple[str, Any]]):
     """A JSON object as it was written, so that a key given twice can be told."""
 
 
-async def read_upload(
-    request: Request, fields: Fields, kind: type[Options], max_bytes: int, budget: UploadBudget
-) -> Upload[Options]:
+async def read_upload(request: Request, fields: Fields, kind: type[Options], meter: Meter) -> Upload[Options]:
     """Read and check a request's body and query. The images are not decoded here.
 
-    Raises BodyTooLarge, UnsupportedMedia, MalformedBody, ImageMissing, OptionInvalid; QueueFull when the bodies being read leave no
-    room in `budget`; ClientDisconnect when the client goes away.
+    Raises BodyTooLarge, UnsupportedMedia, MalformedBody, ImageMissing, OptionInvalid; QueueFull when the bodies that the service
+    holds leave no room for this one; ClientDisconnect when the client goes away.
     """
     media, parameters = parse_options_header(request.headers.get("content-type"))
-    announced = _announced(request, max_bytes)
-    with _Meter(max_bytes, budget) as meter:
-        given = await _read_body(request, media.decode("latin-1"), parameters, fields, meter, announced)
+    announced = _announced(request, meter.limit)
+    given = await _read_body(request, media.decode("latin-1"), parameters, fields, meter, announced)
     _check_images(given, fields)
     if given.cut:
         raise too_long(kind, given.cut[0], fields.names)
@@ -90,7 +87,7 @@ async def read_upload(
 
 
 async def _read_body(
-    request: Request, media: str, parameters: Mapping[bytes, bytes], fields: Fields, meter: "_Meter", announced: int | None
+    request: Request, media: str, parameters: Mapping[bytes, bytes], fields: Fields, meter: Meter, announced: int | None
 ) -> _Given:
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
@@ -119,34 +116,14 @@ def _announced(request: Request, max_bytes: int) -> int | None:
     return int(length)
 
 
-class _Meter:
-    """Counts a body, on the budget of all uploads until `with` ends. Raises BodyTooLarge at the first byte over the limit."""
-
-    def __init__(self, max_bytes: int, budget: UploadBudget) -> None:
-        self._limit, self._budget, self._taken = max_bytes, budget, 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._budget.give_back(self._taken)
-
-    def count(self, chunk: bytes) -> bytes:
-        if self._taken + len(chunk) > self._limit:
-            raise BodyTooLarge(f"the body has more than {self._limit} bytes; no more are taken")
-        self._budget.take(len(chunk))
-        self._taken += len(chunk)
-        return chunk
-
-
-async def _read_whole(request: Request, meter: _Meter) -> Data:
+async def _read_whole(request: Request, meter: Meter) -> Data:
     body: Data = b""
     async for chunk in request.stream():
         body = grown(body, meter.count(chunk))
     return body
 
 
-async def _read_form(request: Request, parameters: Mapping[bytes, bytes], fields: Fields, meter: _Meter) -> _Given:
+async def _read_form(request: Request, parameters: Mapping[bytes, bytes], fields: Fields, meter: Meter) -> _Given:
     boundary = parameters.get(b"boundary")
     if not boundary:
         raise MalformedBody("the Content-Type of the form names no boundary; let the HTTP client set this header")

@@ -1,14 +1,15 @@
 """Bytes -> upright RGB pixels within limits, and pixels -> bytes.
 
-    sniff -> header (Pillow) -> limits -> pixels (simplejpeg, else Pillow) -> 8-bit RGB on white -> upright
+    sniff -> header -> limits -> pixels -> 8-bit RGB on white -> upright
 
-JPEG goes through libjpeg-turbo by simplejpeg, everything else through Pillow, which also decides on each JPEG that simplejpeg
-refuses. Only the formats in `FORMATS` are ever opened, so that none of Pillow's rarer parsers can be reached by an upload.
+Plain JPEGs go through service.imaging.jpeg, everything else through Pillow, which also decides on each JPEG that is odd or that
+libjpeg-turbo refuses. Only the formats in `FORMATS` are ever opened, so that none of Pillow's rarer parsers can be reached by an
+upload.
 """
 
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -22,12 +23,17 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from service.errors import ImageDamaged, ImageMissing, ImageTooSmall, InputError, NotAnImage, OptionInvalid, TooManyPixels
-from service.imaging import Pixels
+from service.imaging import Grid, Pixels
+from service.imaging.jpeg import STEPS, Buffer, Header, more_scans_than, read_header, read_pixels
 
 Format = Literal["png", "jpeg", "webp"]
 """What `encode` writes."""
 
+Scale = Callable[[int, int], float]
+"""Height and width of an upright photo -> how many pixels a model sees for each of its pixels, along an axis."""
+
 FORMATS: Final = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF", "HEIC")
+MARGIN: Final = 2  # least pixels decoded for each one that the model sees, along an axis: with fewer, answers change measurably
 MAX_SCANS: Final = 200  # a progressive JPEG of 64 million pixels spends some 20 ms on each scan, and one costs its sender 100 bytes
 
 _MAGIC: Final = (
@@ -41,6 +47,7 @@ _MAGIC: Final = (
     (b"II+\0", "TIFF"),
     (b"MM\0+", "TIFF"),
 )
+_SNIFFED: Final = 256  # bytes at the beginning that tell the format
 _HEIC_BRANDS: Final = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 _AVIF_BRANDS: Final = {b"avif", b"avis"}
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags
@@ -58,7 +65,7 @@ class Limits:
 DEFAULT_LIMITS: Final = Limits()
 
 
-def decode(data: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS) -> Pixels:
+def decode(data: Buffer, limits: Limits = DEFAULT_LIMITS) -> Pixels:
     """The picture in `data` as people see it: uint8 RGB [height, width, 3], C-contiguous and writable.
 
     EXIF orientation is applied, transparency is laid on white, CMYK, palettes and 16 bits per channel become 8-bit RGB (16-bit
@@ -68,12 +75,33 @@ def decode(data: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS
     Raises ImageMissing (no bytes), NotAnImage (none of FORMATS, or a kind of it without a fixed white, such as float TIFF),
     ImageDamaged, TooManyPixels, ImageTooSmall; nothing else.
     """
-    data = bytes(data)
+    return decode_enough(data, None, limits)[0]
+
+
+def decode_enough(data: Buffer, scale: Scale | None, limits: Limits = DEFAULT_LIMITS) -> tuple[Pixels, Grid]:
+    """The picture as `decode` gives it, or a plain JPEG at 1/2, 1/4 or 1/8 of its size where that is enough for `scale`: at least
+    MARGIN pixels for each one that the model sees. Then its rows may not be contiguous.
+
+    The limits count the pixels of the whole picture. Raises what `decode` raises.
+    """
+    if isinstance(data, memoryview):
+        data = data.cast("B") if data.c_contiguous and data.nbytes else data.tobytes()
     if not data:
         raise ImageMissing("the image is empty (0 bytes); send the bytes of a picture")
-    kind = _sniff(data)
+    kind = _sniff(bytes(data[:_SNIFFED]))
+    header = read_header(data) if kind == "JPEG" else None
+    found = None if header is None else _plain_jpeg(data, header, scale, limits)
+    if found is not None:
+        return found
     with _pillow(kind):
-        return _decode(data, kind, limits)
+        pixels = _decode(bytes(data), kind, limits, turbo=header is None)
+    return pixels, Grid.of(pixels)
+
+
+def enough(scale: Scale | None, height: int, width: int) -> int:
+    """The largest step, 1 or one of jpeg.STEPS, that is enough for `scale` on a photo of height x width."""
+    needed = 1.0 if scale is None else scale(height, width)
+    return next((step for step in STEPS if step * MARGIN * needed <= 1), 1)
 
 
 def to_rgb(picture: Image.Image, limits: Limits = DEFAULT_LIMITS) -> Pixels:
@@ -165,7 +193,7 @@ def _sniff(data: bytes) -> str:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WebP"
     if data[4:8] == b"ftyp":
-        end = min(int.from_bytes(data[:4]), 256)
+        end = min(int.from_bytes(data[:4]), _SNIFFED)
         brands = {data[8:12]} | {data[at : at + 4] for at in range(16, end, 4)}
         if brands & _AVIF_BRANDS:
             return "AVIF"
@@ -188,14 +216,37 @@ def _heic_opens() -> bool:
     return True
 
 
-def _decode(data: bytes, kind: str, limits: Limits) -> Pixels:
+def _plain_jpeg(data: Buffer, header: Header, scale: Scale | None, limits: Limits) -> tuple[Pixels, Grid] | None:
+    """None where libjpeg-turbo refuses it."""
+    _check_size((header.width, header.height), limits)
+    if header.progressive:
+        _check_scans(data)
+    turned = 5 <= header.orientation <= 8
+    height, width = (header.width, header.height) if turned else (header.height, header.width)
+    step = enough(scale, height, width)
+    stored = read_pixels(data, header.height, header.width, step)
+    if stored is None:
+        return None
+    pixels = _upright(_nearest(stored, header, step), header.orientation)
+    rows, columns = pixels.shape[:2]
+    left = width - step * columns if header.orientation in {2, 3, 6, 7} else 0  # turned around, the edge that was last comes first
+    top = height - step * rows if header.orientation in {3, 4, 7, 8} else 0
+    return pixels, Grid(height, width, step, left, top)
+
+
+def _nearest(pixels: Pixels, header: Header, step: int) -> Pixels:
+    """Without the last row or column where less than half of it shows the picture: so the edges are never far off."""
+    return pixels[: max(1, (header.height + step // 2) // step), : max(1, (header.width + step // 2) // step)]
+
+
+def _decode(data: bytes, kind: str, limits: Limits, turbo: bool) -> Pixels:
     if kind == "WebP":
         _check_size(_webp_size(data), limits)  # Pillow allocates the canvas while it opens the file
     with Image.open(BytesIO(data), formats=["HEIF" if kind == "HEIC" else kind.upper()]) as picture:
         _check_size(picture.size, limits)
         if kind == "TIFF":
             _check_tiles(picture, limits)
-        pixels = _turbo(data, picture) if kind == "JPEG" else None
+        pixels = _turbo(data, picture) if kind == "JPEG" and turbo else None
         if pixels is None:
             pixels = _flatten(picture)
         return _upright(pixels, _orientation(picture))  # read after loading: Pillow turns TIFFs itself and then drops the tag
@@ -233,20 +284,16 @@ def _check_tiles(picture: Image.Image, limits: Limits) -> None:
 
 
 def _turbo(data: bytes, header: Image.Image) -> Pixels | None:
-    """The JPEG decoded strictly by libjpeg-turbo, not yet upright; None where that is left to Pillow (CMYK, damage, oddities).
+    """A JPEG with an odd header decoded strictly by libjpeg-turbo, not yet upright; None where that is left to Pillow (CMYK,
+    damage). Raises ImageDamaged on a progressive JPEG of very many scans, whatever would decode it."""
+    if header.info.get("progressive"):
+        _check_scans(data)
+    return read_pixels(data, header.height, header.width) if header.mode in {"RGB", "L"} else None
 
-    Raises ImageDamaged on a progressive JPEG of very many scans, whatever would decode it.
-    """
-    if header.info.get("progressive") and data.count(b"\xff\xda") > MAX_SCANS:
+
+def _check_scans(data: Buffer) -> None:
+    if more_scans_than(MAX_SCANS, data):
         raise ImageDamaged(f"the JPEG has more than {MAX_SCANS} scans, where ten are usual; save it anew in an image editor")
-    if header.mode not in {"RGB", "L"}:
-        return None
-    pixels: Pixels = np.empty((header.height, header.width, 3), np.uint8)
-    try:
-        decoded = simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=pixels)  # never writes more than the size that was checked
-    except ValueError:
-        return None
-    return pixels if decoded.shape == pixels.shape else None
 
 
 def _flatten(picture: Image.Image) -> Pixels:

@@ -12,9 +12,10 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from service.imaging import Pixels
+from service.imaging import Grid, Pixels
 
 Interpolation = Literal["bilinear", "bicubic", "area"]
+Size = tuple[int, int]  # height, width
 
 _FLAGS: Final = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC, "area": cv2.INTER_LINEAR}
 
@@ -25,8 +26,8 @@ class Placement:
 
     scale_x: float
     scale_y: float
-    left: int
-    top: int
+    left: float
+    top: float
 
     def to_photo(self, xy: NDArray[np.float32]) -> NDArray[np.float32]:
         """Coordinates [..., 2k], x and y in turn (boxes [n, 4], landmarks [n, 10]), from the input to the photo, unclipped."""
@@ -63,22 +64,30 @@ def resize(pixels: Pixels, height: int, width: int, interpolation: Interpolation
     return np.ascontiguousarray(pixels)
 
 
-def center_crop(pixels: Pixels, size: int, crop: float, interpolation: Interpolation = "bilinear") -> Pixels:
+def center_crop(
+    pixels: Pixels, size: int, crop: float, interpolation: Interpolation = "bilinear", grid: Grid | None = None
+) -> Pixels:
     """The central square of side crop * min(height, width), rounded down to whole pixels, at size x size. 0 < crop <= 1.
 
-    The rounding and the odd pixel are those of TensorFlow's EfficientNet preprocessing.
+    The rounding and the odd pixel are those of TensorFlow's EfficientNet preprocessing. With `grid` it is the square of the photo
+    that is meant, to the nearest of `pixels`.
     """
-    height, width = pixels.shape[:2]
-    side = max(1, int(crop * min(height, width)))
-    top, left = (height - side + 1) // 2, (width - side + 1) // 2
+    grid = grid or Grid.of(pixels)
+    side = max(1, int(crop * min(grid.height, grid.width)))
+    top, left = (grid.height - side + 1) // 2, (grid.width - side + 1) // 2
+    side, top, left = (round(part / grid.step) for part in (side, top - grid.top, left - grid.left))
     return resize(pixels[top : top + side, left : left + side], size, size, interpolation)
 
 
-def letterbox(pixels: Pixels, height: int, width: int, fill: int = 128) -> tuple[Pixels, Placement]:
-    """`pixels` as large as fits into height x width at their own proportions, centred, the rest being `fill`."""
-    inside_height, inside_width = _scaled(pixels, min(height / pixels.shape[0], width / pixels.shape[1]))
-    top, left = (height - inside_height) // 2, (width - inside_width) // 2
-    return _place(pixels, inside_height, inside_width, top, left, (height, width), fill)
+def letterbox(pixels: Pixels, height: int, width: int, fill: int = 128, grid: Grid | None = None) -> tuple[Pixels, Placement]:
+    """`pixels` as large as fits into height x width at their own proportions, centred, the rest being `fill`.
+
+    With `grid` the proportions are those of the photo, and the placement is that of its pixels.
+    """
+    grid = grid or Grid.of(pixels)
+    inside = _scaled(grid, min(height / grid.height, width / grid.width))
+    corner = (height - inside[0]) // 2, (width - inside[1]) // 2
+    return _place(pixels, grid, inside, corner, (height, width), fill)
 
 
 def fit(pixels: Pixels, max_side: int, multiple_of: int = 1, fill: int = 0) -> tuple[Pixels, Placement]:
@@ -86,22 +95,23 @@ def fit(pixels: Pixels, max_side: int, multiple_of: int = 1, fill: int = 0) -> t
 
     Padding goes up to the next multiples of `multiple_of`, past `max_side` where that is not one of them.
     """
-    height, width = _scaled(pixels, min(1.0, max_side / max(pixels.shape[:2])))
-    padded = -(-height // multiple_of) * multiple_of, -(-width // multiple_of) * multiple_of
-    return _place(pixels, height, width, 0, 0, padded, fill)
+    grid = Grid.of(pixels)
+    inside = _scaled(grid, min(1.0, max_side / max(grid.height, grid.width)))
+    padded = -(-inside[0] // multiple_of) * multiple_of, -(-inside[1] // multiple_of) * multiple_of
+    return _place(pixels, grid, inside, (0, 0), padded, fill)
 
 
-def _scaled(pixels: Pixels, scale: float) -> tuple[int, int]:
-    return max(1, round(pixels.shape[0] * scale)), max(1, round(pixels.shape[1] * scale))
+def _scaled(grid: Grid, scale: float) -> Size:
+    return max(1, round(grid.height * scale)), max(1, round(grid.width * scale))
 
 
-def _place(
-    pixels: Pixels, height: int, width: int, top: int, left: int, shape: tuple[int, int], fill: int
-) -> tuple[Pixels, Placement]:
-    placement = Placement(width / pixels.shape[1], height / pixels.shape[0], left, top)
+def _place(pixels: Pixels, grid: Grid, inside: Size, corner: Size, shape: Size, fill: int) -> tuple[Pixels, Placement]:
+    """All of `pixels` at the size `inside` on a canvas of `shape`, `corner` rows and columns from its top left."""
+    (height, width), (top, left) = inside, corner
+    scale_x, scale_y = width / (grid.step * pixels.shape[1]), height / (grid.step * pixels.shape[0])
     canvas: Pixels = np.full((*shape, 3), fill, np.uint8)
     canvas[top : top + height, left : left + width] = resize(pixels, height, width)
-    return canvas, placement
+    return canvas, Placement(scale_x, scale_y, left - grid.left * scale_x, top - grid.top * scale_y)
 
 
 def similarity(source: ArrayLike, target: ArrayLike) -> NDArray[np.float64]:

@@ -99,6 +99,24 @@ def worst_difference(case: Case, outputs: Tensors) -> Difference:
     return max(found, key=lambda difference: difference.value)
 
 
+def worst_relative(wanted: Tensors, got: Tensors) -> tuple[str, float]:
+    """The output of two runs that differs most, and by how much: root mean square of the differences over the standard deviation
+    of what is wanted. Other names or shapes, NaN and infinity count as infinite differences.
+    """
+    found = {name: _relative(wanted[name], got[name]) if name in got else np.inf for name in wanted}
+    worst = max(found, key=found.__getitem__)
+    return worst, found[worst]
+
+
+def _relative(wanted: Array, got: Array) -> float:
+    if wanted.shape != got.shape:
+        return np.inf
+    spread = float(wanted.astype(np.float64).std())
+    with np.errstate(invalid="ignore"):
+        gap = float(np.sqrt(np.mean((got.astype(np.float64) - wanted.astype(np.float64)) ** 2)))
+    return gap / max(spread, 1e-12) if np.isfinite(gap) else np.inf
+
+
 def _largest(name: str, got: Array, wanted: Array, indices: NDArray[np.int64]) -> Difference:
     if not got.size:
         return Difference(name, 0.0, 0)

@@ -7,11 +7,12 @@ name = "yolov3-tiny"            the folder's name
 [input]                         size, resize rule, and the arithmetic that the graph carries inside
 [[accuracy]]                    published and measured figures, each with its source
 [parity]                        the stored input and answer that guard the export
+[quantize]                      how the graph is also written in int8 and float16
 """
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -19,11 +20,16 @@ from service.errors import SpecInvalid
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Task = Literal["classify", "detect", "detect-faces", "embed-face", "stylize"]
+Precision = Literal["float32", "int8", "float16"]
+Range = tuple[float, float]
 MANIFEST = "model.toml"
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+P = TypeVar("P", bound=_Part)
 
 
 class Licence(_Part):
@@ -117,6 +123,33 @@ class Parity(_Part):
     reference: str = Field(description="the independent implementation that gave the stored answers")
 
 
+class Tolerance(_Part):
+    """How far a variant's outputs may be from the float32 graph's on the parity input: the root mean square of the differences, as
+    a share of the standard deviation of the output. One value for the output that is worst."""
+
+    int8: float = Field(gt=0, lt=1)
+    float16: float = Field(gt=0, lt=1)
+
+
+class Quantize(_Part):
+    """The graph is also written in int8 and float16. `ranges` is a file beside model.toml that benchmarks/ranges.py writes.
+
+    keep_float: tensors that int8 leaves in float32, with what is computed from them up to the next convolution.
+    """
+
+    ranges: str = "ranges.toml"
+    keep_float: tuple[str, ...] = ()
+    tolerance: Tolerance
+
+
+class Ranges(_Part):
+    """The file of ranges: what was measured, on which `photos`, by which `method`, and (lowest, highest) of each tensor."""
+
+    photos: str
+    method: str
+    ranges: dict[str, Range]
+
+
 class Batching(_Part):
     max_batch: int = Field(1, ge=1)
 
@@ -158,10 +191,26 @@ class ModelSpec(_Part):
     labels: str | None = Field(None, description="a text file beside model.toml, one label a line, in class order")
     accuracy: tuple[Accuracy, ...] = ()
     parity: Parity
+    quantize: Quantize | None = None
     batching: Batching = Batching(max_batch=1)
     threshold: Threshold | None = None
     styles: str | None = Field(None, description="a TOML file beside model.toml that names and describes built-in styles")
     folder: Path = Field(exclude=True)
+
+    @model_validator(mode="after")
+    def _one_graph_to_quantize(self) -> Self:
+        if self.quantize and self.export.graphs != ("model",):
+            raise ValueError('[quantize] is for models whose only graph is "model"')
+        return self
+
+    def read_ranges(self) -> dict[str, Range]:
+        """The stored ranges by tensor; empty without [quantize].
+
+        Raises SpecInvalid naming the file, and the key where it has one that is wrong.
+        """
+        if self.quantize is None:
+            return {}
+        return _read(Ranges, self.folder / self.quantize.ranges, {}).ranges
 
     def read_labels(self) -> tuple[str, ...]:
         """Labels in class order; empty when the model has none.
@@ -186,18 +235,22 @@ class ModelSpec(_Part):
 def load_spec(folder: Path) -> ModelSpec:
     """Read and validate `folder`/model.toml and its labels. Raises SpecInvalid naming the file and the key."""
     path = folder / MANIFEST
-    try:
-        data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SpecInvalid(f"{path}: {error}") from None
-    try:
-        spec = ModelSpec.model_validate({**data, "folder": folder})
-    except ValidationError as error:
-        raise SpecInvalid("\n".join(f"{path}: {_where(item['loc'])}: {item['msg']}" for item in error.errors())) from None
+    spec = _read(ModelSpec, path, {"folder": folder})
     if spec.name != folder.name:
         raise SpecInvalid(f"{path}: name: is {spec.name!r}, but the folder is called {folder.name!r}; make them the same")
     spec.read_labels()
     return spec
+
+
+def _read(kind: type[P], path: Path, more: dict[str, Any]) -> P:
+    """The TOML file at `path`, with `more` keys, as a `kind`. Raises SpecInvalid naming the file and the key."""
+    try:
+        data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        return kind.model_validate({**data, **more})
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SpecInvalid(f"{path}: {error}") from None
+    except ValidationError as error:
+        raise SpecInvalid("\n".join(f"{path}: {_where(item['loc'])}: {item['msg']}" for item in error.errors())) from None
 
 
 def _where(location: tuple[int | str, ...]) -> str:

@@ -25,11 +25,12 @@ Run = Callable[[str, Tensors], Tensors]
 
 @dataclass(frozen=True)
 class Done:
-    """Outputs of one job by name, and the milliseconds it waited and ran (the whole batch's run)."""
+    """Outputs of one job by name, the milliseconds it waited and ran (the whole batch's run), and how many pictures ran with it."""
 
     outputs: Tensors
     queue_ms: float
     inference_ms: float
+    batch: int
 
 
 @dataclass(eq=False)
@@ -66,9 +67,7 @@ class Lane:
         self._running = 0
         self._slots = workers
         self._seconds_per_job = 0.0
-        self._workers = [threading.Thread(target=self._work, name=f"{name}-{n}", daemon=True) for n in range(workers)]
-        for worker in self._workers:
-            worker.start()
+        self._workers: list[threading.Thread] = []
 
     def submit(self, graph: str, feeds: Tensors, deadline: float | None = None) -> "Future[Done]":
         """Queue one job; `deadline` is a time.perf_counter() moment after which it is dropped instead of run.
@@ -84,6 +83,7 @@ class Lane:
                 wait = max(1.0, self._seconds_per_job * len(self._jobs) / self._slots)
                 raise QueueFull(f"{self._queue_length} requests are waiting for {self.name} already", retry_after=wait)
             self._jobs.append(job)
+            self._start_workers()
             self._changed.notify()
         return job.future
 
@@ -119,6 +119,13 @@ class Lane:
         with self._changed:
             self._changed.wait_for(lambda: not self._running)
 
+    def _start_workers(self) -> None:
+        """At the first job that is queued: where callers always run their own, no thread ever needs to be woken."""
+        if not self._workers:
+            self._workers = [threading.Thread(target=self._work, name=f"{self.name}-{n}", daemon=True) for n in range(self._slots)]
+            for worker in self._workers:
+                worker.start()
+
     def _work(self) -> None:
         while True:
             with self._changed:
@@ -145,7 +152,10 @@ class Lane:
     def _leave(self) -> None:
         with self._changed:
             self._running -= 1
-            self._changed.notify(len(self._workers) + 1 if self._closed else 1)
+            if self._closed:
+                self._changed.notify_all()
+            elif self._jobs:
+                self._changed.notify()
 
     def _take(self) -> list[Job]:
         first = self._jobs.popleft()
@@ -170,9 +180,10 @@ class Lane:
             batch[0].future.set_exception(_as_ours(error))
             return
         elapsed = time.perf_counter() - start
+        total = sum(job.size for job in batch)
         self._seconds_per_job = 0.9 * self._seconds_per_job + 0.1 * elapsed / len(batch)
         for job, outputs in zip(batch, results, strict=True):
-            job.future.set_result(Done(outputs, (start - job.submitted) * 1e3, elapsed * 1e3))
+            job.future.set_result(Done(outputs, (start - job.submitted) * 1e3, elapsed * 1e3, total))
 
     def _run_batch(self, batch: list[Job]) -> list[Tensors]:
         first = batch[0]

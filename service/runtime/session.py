@@ -3,15 +3,23 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import InferenceFailed
+from service.runtime.machine import exact_int8
 from service.runtime.providers import CPU, Choice, import_onnxruntime
 
 Tensors = Mapping[str, NDArray[np.generic]]
+Sizes = Literal["one", "some", "huge"]
+"""What sizes of input a graph meets, which decides what becomes of its memory after a run.
+
+one     always the same: kept for the next run, laid out once
+some    many, but none large: kept, without a layout for each (40 % less after many sizes, no slower)
+huge    any: given back after each run, on the CPU (a GPU's memory is nobody else's); a run takes up to a quarter longer
+"""
 
 
 @dataclass(frozen=True)
@@ -43,19 +51,34 @@ class Session(Protocol):
 class OrtSession:
     """One graph in onnxruntime, on the chosen provider, with all graph optimisations.
 
-    threads: inside one run. keep_memory: keep what a run needed for the next one; off for graphs that meet huge pictures of any
-    size, which give it back after each run (on the CPU: a GPU's memory is nobody else's).
+    threads: inside one run. optimized: the file is such a graph as `save_to` gets, nothing is left to do. save_to: where the
+    optimised graph is written while it is loaded.
     """
 
-    def __init__(self, path: Path, choice: Choice, *, threads: int = 1, keep_memory: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        choice: Choice,
+        *,
+        threads: int = 1,
+        sizes: Sizes = "one",
+        optimized: bool = False,
+        save_to: Path | None = None,
+    ) -> None:
         ort = import_onnxruntime()
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        levels, options = ort.GraphOptimizationLevel, ort.SessionOptions()
+        options.graph_optimization_level = levels.ORT_DISABLE_ALL if optimized else levels.ORT_ENABLE_ALL
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        options.enable_mem_pattern = keep_memory
+        options.enable_mem_pattern = sizes == "one"
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads must not burn a core
+        if threads > 1:  # small blocks: where one core is busy elsewhere, the others take more of them
+            options.add_session_config_entry("session.dynamic_block_base", "4")
+        if not exact_int8():
+            options.add_session_config_entry("session.x64quantprecision", "1")  # int8 weights as uint8: slower, but exact
+        if save_to is not None:
+            options.optimized_model_filepath = str(save_to)
         providers = [choice.provider] if choice.provider == CPU else [choice.provider, CPU]
         self._session = ort.InferenceSession(path, options, providers=providers)
         self.provider: str = self._session.get_providers()[0]
@@ -63,7 +86,7 @@ class OrtSession:
         self.outputs = tuple(TensorInfo(o.name, tuple(o.shape), o.type) for o in self._session.get_outputs())
         self._names = [output.name for output in self.outputs]
         self._run_options = ort.RunOptions()
-        if not keep_memory and self.provider == CPU:
+        if sizes == "huge" and self.provider == CPU:
             self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     def run(self, feeds: Tensors) -> dict[str, NDArray[np.generic]]:
@@ -89,4 +112,4 @@ class FakeSession:
 
 def run_once(path: Path, feeds: Tensors) -> dict[str, NDArray[np.generic]]:
     """Load the graph at `path` on the CPU, run it once and forget it: what guards an export."""
-    return OrtSession(path, Choice(CPU), keep_memory=False).run(feeds)
+    return OrtSession(path, Choice(CPU), sizes="huge").run(feeds)

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from service.errors import OptionInvalid, SpecInvalid
+from service.imaging import Grid
+from service.imaging.codec import Scale
 from service.imaging.transforms import center_crop
 from service.repository.spec import ModelSpec
 from service.tasks.task import Answer, Model, Pixels, Strict, Timing
@@ -28,16 +30,17 @@ class ClassifyAnswer(Answer):
     predictions: list[Prediction] = Field(description="the most probable first")
 
 
-def classify(pixels: Pixels, options: ClassifyOptions, model: Model, timing: Timing) -> list[Prediction]:
+def classify(pixels: Pixels, options: ClassifyOptions, model: Model, timing: Timing, grid: Grid | None = None) -> list[Prediction]:
     """The `top_k` most probable classes of a photo, best first; equally probable ones in class order.
 
+    `grid`: where `pixels` lie on the photo; None where they are all that it has.
     Raises OptionInvalid when `top_k` was given and the model has fewer classes, and what `model.run` raises.
     """
     most = len(model.labels)
     if options.top_k > most and "top_k" in options.model_fields_set:
         raise OptionInvalid("top_k", f"top_k={options.top_k}: {model.spec.name} has {most} classes; give 1 to {most}")
     with timing.measure("preprocess"):
-        square = prepare(pixels, model.spec)
+        square = prepare(pixels, model.spec, grid)
     logits = model.run({"pixels": square[None]}, timing)["logits"][0]
     with timing.measure("postprocess"):
         confidences = softmax(logits)
@@ -52,12 +55,22 @@ def top(values: NDArray[np.float64], count: int) -> NDArray[np.intp]:
     return found[np.argsort(-values[found], kind="stable")][:count]
 
 
-def prepare(pixels: Pixels, spec: ModelSpec) -> Pixels:
+def prepare(pixels: Pixels, spec: ModelSpec, grid: Grid | None = None) -> Pixels:
     """The square of the photo that the model looks at, [size, size, 3]. Raises SpecInvalid for another rule than center-crop."""
+    return center_crop(pixels, _size(spec), spec.input.crop, spec.input.interpolation, grid)
+
+
+def crop_scale(spec: ModelSpec) -> Scale:
+    """How much of a photo the model sees. Raises SpecInvalid as `prepare` does."""
+    size, crop = _size(spec), spec.input.crop
+    return lambda height, width: size / (crop * min(height, width))
+
+
+def _size(spec: ModelSpec) -> int:
     wanted = spec.input
     if wanted.resize != "center-crop" or wanted.size is None or wanted.size[0] != wanted.size[1]:
         raise SpecInvalid(f'{spec.name}: a classifier needs [input] resize = "center-crop" and a square size')
-    return center_crop(pixels, wanted.size[0], wanted.crop, wanted.interpolation)
+    return wanted.size[0]
 
 
 def softmax(logits: NDArray[np.generic]) -> NDArray[np.float64]:

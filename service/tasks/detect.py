@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, Field
 
 from service.errors import OptionInvalid, SpecInvalid
+from service.imaging import Grid
 from service.imaging.boxes import clip, nms
+from service.imaging.codec import Scale
 from service.imaging.transforms import Placement, letterbox
 from service.repository.spec import ModelSpec
 from service.tasks.task import Answer, Box, Model, Pixels, Strict, Timing, in_pixels
@@ -53,31 +55,44 @@ class DetectAnswer(Answer):
     predictions: list[Detection] = Field(description="the most confident first")
 
 
-def detect(pixels: Pixels, options: DetectOptions, model: Model, timing: Timing) -> list[Detection]:
+def detect(pixels: Pixels, options: DetectOptions, model: Model, timing: Timing, grid: Grid | None = None) -> list[Detection]:
     """Objects on a photo, the most confident first, boxes in the photo's pixels and clipped to it.
 
+    `grid`: where `pixels` lie on the photo; None where they are all that it has.
     Raises OptionInvalid when a class is not one of the model's, and what `model.run` raises.
     """
     wanted = None if options.classes is None else class_ids(options.classes, model.labels)
+    grid = grid or Grid.of(pixels)
     with timing.measure("preprocess"):
-        canvas, placement = prepare(pixels, model.spec)
+        canvas, placement = prepare(pixels, model.spec, grid)
     outputs = model.run({"pixels": canvas[None]}, timing)
     with timing.measure("postprocess"):
         rows, kinds, scores = candidates(outputs["scores"][0], options.confidence, wanted)
         boxes = placement.to_photo(outputs["boxes"][0][rows].astype(np.float32))
-        inside = clip(boxes, *pixels.shape[:2])
+        inside = clip(boxes, grid.height, grid.width)
         seen = (inside[:, 2] > inside[:, 0]) & (inside[:, 3] > inside[:, 1])  # not wholly in the grey border
         boxes, inside, kinds, scores = boxes[seen], inside[seen], kinds[seen], scores[seen]
         kept = nms(boxes, scores, options.iou, None if options.class_agnostic else kinds, options.max_detections)
         return [_detection(int(kinds[i]), float(scores[i]), inside[i], model.labels) for i in kept]
 
 
-def prepare(pixels: Pixels, spec: ModelSpec) -> tuple[Pixels, Placement]:
+def prepare(pixels: Pixels, spec: ModelSpec, grid: Grid | None = None) -> tuple[Pixels, Placement]:
     """The photo letterboxed to the model's size, and the way back. Raises SpecInvalid for another rule than letterbox."""
+    height, width = _size(spec)
+    return letterbox(pixels, height, width, grid=grid)
+
+
+def letterbox_scale(spec: ModelSpec) -> Scale:
+    """How much of a photo the model sees. Raises SpecInvalid as `prepare` does."""
+    rows, columns = _size(spec)
+    return lambda height, width: min(rows / height, columns / width)
+
+
+def _size(spec: ModelSpec) -> tuple[int, int]:
     wanted = spec.input
     if wanted.resize != "letterbox" or wanted.size is None:
         raise SpecInvalid(f'{spec.name}: a detector needs [input] resize = "letterbox" and a size')
-    return letterbox(pixels, *wanted.size)
+    return wanted.size
 
 
 def candidates(

@@ -1,7 +1,7 @@
 """What all tasks share: how a model is run, how time is kept, and the parts that every answer carries."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal, Protocol
 
@@ -9,27 +9,37 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.repository.spec import ModelSpec
+from service.repository.spec import ModelSpec, Precision
 
 Pixels = NDArray[np.uint8]  # height x width x 3, RGB
 Tensors = Mapping[str, NDArray[np.generic]]
 Stage = Literal["decode", "preprocess", "queue", "inference", "postprocess"]
+Span = tuple[Stage, float, float]
 
 
 class Timing:
-    """Milliseconds per stage of one request; a stage entered twice adds up. `deadline`: a time.perf_counter() moment, if any."""
+    """Milliseconds per stage of one request; a stage entered twice adds up. `deadline`: a time.perf_counter() moment, if any.
+
+    `spans` are the stages with the time.perf_counter() moments of their begin and end; `batch` is the largest batch of a model's
+    run that the request was part of.
+    """
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
         self.deadline: float | None = None
         self.stages: dict[Stage, float] = dict.fromkeys(("decode", "preprocess", "queue", "inference", "postprocess"), 0.0)
+        self.spans: list[Span] = []
+        self.batch = 1
 
-    def add(self, stage: Stage, milliseconds: float) -> None:
+    def add(self, stage: Stage, milliseconds: float, end: float | None = None) -> None:
+        """Count a stage that ended at the moment `end`, by default now."""
+        end = time.perf_counter() if end is None else end
         self.stages[stage] += milliseconds
+        self.spans.append((stage, end - milliseconds / 1e3, end))
 
     def waited(self, seconds: float, timeout: float) -> None:
         """Count time in a queue from before this clock was started, and give the request `timeout` seconds from there on."""
-        self.add("queue", seconds * 1e3)
+        self.add("queue", seconds * 1e3, self.started)
         self.started -= seconds
         self.deadline = self.started + timeout
 
@@ -38,8 +48,10 @@ class Timing:
         other task."""
         clock = Timing()
         clock.deadline = self.deadline
-        clock.add("queue", self.stages["queue"])
-        clock.add("decode", sum(timing.stages["decode"] for timing in (self, *others)))
+        clock.stages["queue"] = self.stages["queue"]
+        clock.stages["decode"] = sum(timing.stages["decode"] for timing in (self, *others))
+        clock.spans = [span for span in self.spans if span[0] == "queue"]
+        clock.spans += [span for timing in (self, *others) for span in timing.spans if span[0] == "decode"]
         clock.started -= (clock.stages["queue"] + clock.stages["decode"]) / 1e3
         return clock
 
@@ -53,7 +65,9 @@ class Timing:
 
     def report(self) -> "TimingMs":
         total = (time.perf_counter() - self.started) * 1e3
-        return TimingMs(**{stage: round(value, 3) for stage, value in self.stages.items()}, total=round(total, 3))
+        report = TimingMs(**{stage: round(value, 3) for stage, value in self.stages.items()}, total=round(total, 3))
+        object.__setattr__(report, "_clock", self)
+        return report
 
 
 class Model(Protocol):
@@ -110,10 +124,13 @@ class ModelInfo(BaseModel):
     version: str
     digest: str = Field(description="SHA-256 of the weights, of the first file where there are several")
     provider: str = Field(description="the execution provider that really ran")
+    precision: Precision = Field(description="the arithmetic that it ran in")
 
 
 class TimingMs(BaseModel):
     """Milliseconds. `total` also holds what lies between the stages."""
+
+    __slots__ = ("_clock",)  # the Timing that this is the report of; as a pydantic field it would cost more than the rest
 
     decode: float
     preprocess: float
@@ -121,6 +138,18 @@ class TimingMs(BaseModel):
     inference: float
     postprocess: float
     total: float
+
+    @property
+    def spans(self) -> Sequence[Span]:
+        """The stages with the moments of their begin and end; empty where this report comes from elsewhere."""
+        clock: Timing | None = getattr(self, "_clock", None)
+        return () if clock is None else clock.spans
+
+    @property
+    def batch(self) -> int:
+        """The largest batch of a model's run that the request was part of."""
+        clock: Timing | None = getattr(self, "_clock", None)
+        return 1 if clock is None else clock.batch
 
 
 class Answer(BaseModel):

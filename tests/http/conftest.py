@@ -1,7 +1,9 @@
 """A fake engine with the real one's face: it decodes for real, answers at once, and can be told to fail, wait or not be ready."""
 
 import io
+import json
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +18,7 @@ from service.engine import ModelCard, StylizeAnswer
 from service.errors import ModelUnknown, NoFace, StyleUnknown
 from service.http.app import create_app
 from service.http.examples import ANSWERS
+from service.http.server import Server, listen
 from service.photo import Photo, open_photo
 from service.settings import Settings
 from service.tasks.classify import ClassifyAnswer
@@ -39,6 +42,8 @@ class FakeEngine:
     ready = property(lambda self: self.started.is_set() and not self.closed)
     pending = property(lambda self: [] if self.ready else ["yolov3-tiny"])
 
+    concurrency = 2
+
     def start(self) -> None:
         self.on_start()
         self.started.set()
@@ -46,7 +51,7 @@ class FakeEngine:
     def close(self) -> None:
         self.closed = True
 
-    def decode(self, image: Any) -> Photo:
+    def decode(self, image: Any, enough_for: Any = None) -> Photo:
         return open_photo(image, self.settings)
 
     def _answer(self, name: str, path: str, model: type, options: Any, photo: Photo | None = None) -> Any:
@@ -119,7 +124,7 @@ def fake() -> FakeEngine:
     return FakeEngine()
 
 
-def no_give_up() -> None:
+def no_give_up(reason: str) -> None:
     pytest.fail("the application gave up")
 
 
@@ -168,3 +173,94 @@ def restored_logging() -> Iterator[None]:
     for logger, handlers, level, propagate in before:
         logger.handlers, logger.propagate = handlers, propagate
         logger.setLevel(level)
+
+
+class Client(socket.socket):
+    """A connection on which tests say exactly which bytes are sent when."""
+
+    def answer(self) -> tuple[int, dict[str, str], Any]:
+        """Status, headers and JSON of one response, by its Content-Length."""
+        received = b""
+        while b"\r\n\r\n" not in received:
+            received += self._more(1)  # no byte of the next response
+        first, *lines = received[:-4].decode().split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in lines)
+        body = b""
+        while len(body) < int(headers["content-length"]):
+            body += self._more(int(headers["content-length"]) - len(body))
+        return int(first.split()[1]), headers, json.loads(body) if "json" in headers.get("content-type", "") else body
+
+    def _more(self, size: int) -> bytes:
+        chunk = self.recv(size)
+        assert chunk, "the connection was closed before the answer was complete"
+        return chunk
+
+    def closed_within(self, seconds: float) -> bool:
+        """Does the server close the connection, with no further byte?"""
+        self.settimeout(seconds)
+        try:
+            return self.recv(1) == b""
+        except ConnectionResetError:
+            return True
+        except TimeoutError:
+            return False
+
+
+@pytest.fixture
+def connect() -> Iterator[Callable[[int], Client]]:
+    """Opens a connection to a port of this machine, closed after the test."""
+    clients: list[Client] = []
+
+    def open_(port: int) -> Client:
+        clients.append(Client())
+        clients[-1].settimeout(10)
+        clients[-1].connect(("127.0.0.1", port))
+        return clients[-1]
+
+    yield open_
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture(scope="session")
+def head() -> Callable[..., bytes]:
+    """Writes the head of a POST that announces `length` bytes of JPEG; None: chunked."""
+
+    def write(length: int | None, *extra: str, path: str = "/classify") -> bytes:
+        told = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
+        lines = [f"POST {path} HTTP/1.1", "Host: x", "Content-Type: image/jpeg", told, *extra]
+        return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+    return write
+
+
+@pytest.fixture
+def start_server() -> Iterator[Callable[..., Server]]:
+    """Serves an ASGI application on a free port of this machine until the test ends."""
+    running: list[tuple[Server, threading.Thread]] = []
+
+    def start(app: Any, settings: Settings | None = None, **given: Any) -> Server:
+        server = Server(app, settings or Settings(shutdown_seconds=2), listen("127.0.0.1", 0), **given)
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        running.append((server, thread))
+        wait_until(lambda: server.shared is not None)
+        return server
+
+    yield start
+    for server, thread in running:
+        server.stop()
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def serve(start_server: Callable[..., Server]) -> Callable[[Any], int]:
+    """Serves create_app(engine) until the test ends; gives the port."""
+
+    def start(engine: Any) -> int:
+        server = start_server(create_app(engine, give_up=no_give_up), engine.settings.model_copy(update={"shutdown_seconds": 2.0}))
+        wait_until(lambda: engine.ready)
+        return server.port
+
+    return start

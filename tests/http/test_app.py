@@ -1,19 +1,16 @@
 """Starting and stopping: models load behind an open port, and a service that cannot start gives up."""
 
-import multiprocessing
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
 from service.errors import DeviceUnavailable, SettingInvalid
-from service.http.app import create_app, from_env, stop_process, stop_service
+from service.http.app import create_app, from_env, stop_process
 from service.runtime.machine import usable_cores
 
 
@@ -35,16 +32,17 @@ def test_until_the_models_are_ready_tasks_answer_503(make_engine: Any, jpeg: byt
 
 @pytest.mark.parametrize(("error", "told"), [(DeviceUnavailable("no GPU here"), "no GPU here"), (ZeroDivisionError("odd"), "odd")])
 def test_an_engine_that_cannot_start_is_given_up(
-    make_engine: Any, caplog: pytest.LogCaptureFixture, error: Exception, told: str
+    make_engine: Any, caplog: pytest.LogCaptureFixture, wait: Callable[..., None], error: Exception, told: str
 ) -> None:
-    engine, gave_up = make_engine(), threading.Event()
+    engine, reasons = make_engine(), []
 
     def fail() -> None:
         raise error
 
     engine.on_start = fail
-    with TestClient(create_app(engine, give_up=gave_up.set)) as client:
-        assert gave_up.wait(5)
+    with TestClient(create_app(engine, give_up=reasons.append)) as client:
+        wait(lambda: reasons)
+        assert told in reasons[0]
         assert client.get("/health/ready").status_code == 503
     assert told in caplog.text
     assert ("Traceback" in caplog.text) is isinstance(error, ZeroDivisionError)
@@ -149,44 +147,13 @@ def test_giving_up_is_a_signal_that_servers_obey() -> None:
     heard: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
     try:
-        stop_process()
+        stop_process("why")
     finally:
         signal.signal(signal.SIGTERM, before)
     assert heard == [signal.SIGTERM]
 
 
-@pytest.mark.parametrize(
-    ("supervisor", "above", "ended"),
-    [(None, 40, []), (SimpleNamespace(pid=40), 40, [40]), (SimpleNamespace(pid=40), 1, [])],
-    ids=["alone", "a worker", "a worker left behind"],
-)
-def test_a_worker_that_gives_up_takes_its_supervisor_with_it(
-    monkeypatch: pytest.MonkeyPatch, supervisor: Any, above: int, ended: list[int]
-) -> None:
-    killed: list[tuple[int, int]] = []
-    raised: list[int] = []
-    monkeypatch.setattr(multiprocessing, "parent_process", lambda: supervisor)
-    monkeypatch.setattr(os, "getppid", lambda: above)
-    monkeypatch.setattr(os, "kill", lambda pid, number: killed.append((pid, number)))
-    monkeypatch.setattr(signal, "raise_signal", raised.append)
-    stop_service()
-    assert killed == [(pid, signal.SIGTERM) for pid in ended]
-    assert raised == [signal.SIGTERM]
-
-
-@pytest.mark.parametrize(("supervised", "raised"), [(False, SettingInvalid), (True, SystemExit)])
-def test_from_env_does_not_leave_a_supervisor_that_tries_for_ever(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, supervised: bool, raised: type[BaseException]
-) -> None:
+def test_from_env_tells_what_is_wrong_with_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VISION_DEVICE", "abacus")
-    monkeypatch.setattr("service.http.app.stop_supervisor", lambda: supervised)
-    with pytest.raises(raised):
+    with pytest.raises(SettingInvalid, match="abacus"):
         from_env()
-    assert ("abacus" in caplog.text) is supervised
-
-
-def test_from_env_gives_up_with_its_supervisor(monkeypatch: pytest.MonkeyPatch, restored_logging: None) -> None:
-    seen: list[Any] = []
-    monkeypatch.setattr("service.http.app.create_app", lambda engine, give_up: seen.append(give_up))
-    from_env()
-    assert seen == [stop_service]

@@ -11,6 +11,8 @@ from service.errors import DeadlineExceeded, NotReady, QueueFull
 from service.http.guards import Workers
 from service.settings import Settings
 
+KIND = "/classify"
+
 
 async def never() -> Any:
     await asyncio.Event().wait()
@@ -26,8 +28,8 @@ def with_workers(test: Callable[[Workers], Any], **kwargs: Any) -> None:
 
 def test_a_job_runs_off_the_event_loop_and_gives_its_result() -> None:
     async def test(workers: Workers) -> None:
-        assert await workers.run(threading.get_ident, never) != threading.get_ident()
-        assert await workers.run(lambda: 7, never) == 7
+        assert await workers.run(KIND, threading.get_ident, never) != threading.get_ident()
+        assert await workers.run(KIND, lambda: 7, never) == 7
 
     with_workers(test)
 
@@ -35,7 +37,7 @@ def test_a_job_runs_off_the_event_loop_and_gives_its_result() -> None:
 def test_a_job_raises_what_it_raises() -> None:
     async def test(workers: Workers) -> None:
         with pytest.raises(ZeroDivisionError):
-            await workers.run(lambda: 1 / 0, never)
+            await workers.run(KIND, lambda: 1 / 0, never)
 
     with_workers(test)
 
@@ -43,19 +45,19 @@ def test_a_job_raises_what_it_raises() -> None:
 def test_over_the_queue_is_refused_at_once_and_the_place_comes_back() -> None:
     async def test(workers: Workers) -> None:
         go = threading.Event()
-        first = [asyncio.ensure_future(workers.run(lambda: go.wait(5), never)) for _ in range(2)]
+        first = [asyncio.ensure_future(workers.run(KIND, lambda: go.wait(5), never)) for _ in range(2)]
         await asyncio.sleep(0.02)
         start = time.perf_counter()
         with pytest.raises(QueueFull) as caught:
-            await workers.run(lambda: None, never)
+            await workers.run(KIND, lambda: None, never)
         with pytest.raises(QueueFull):
-            workers.check()
+            workers.check(KIND)
         assert time.perf_counter() - start < 0.1
         assert 1 <= caught.value.retry_after <= 60
         go.set()
         assert await asyncio.gather(*first) == [True, True]
-        workers.check()
-        assert await workers.run(lambda: 1, never) == 1
+        workers.check(KIND)
+        assert await workers.run(KIND, lambda: 1, never) == 1
 
     with_workers(test)
 
@@ -67,16 +69,16 @@ def test_a_job_over_its_time_keeps_its_thread_but_nobody_waits() -> None:
 
         async def request(job: Callable[[], Any]) -> None:
             async with workers.deadline():
-                await workers.run(job, never)
+                await workers.run(KIND, job, never)
 
         with pytest.raises(DeadlineExceeded, match=r"0\.05 seconds"):
             await request(lambda: go.wait(5))
         with pytest.raises(DeadlineExceeded):
             await request(lambda: ran.append(1))  # waits behind the first one, and is dropped
         go.set()
-        await workers.run(lambda: None, never)
+        await workers.run(KIND, lambda: None, never)
         assert ran == []
-        workers.check()
+        workers.check(KIND)
 
     with_workers(test, timeout=0.05)
 
@@ -85,7 +87,7 @@ def test_a_client_that_goes_away_frees_its_place_in_the_queue() -> None:
     async def test(workers: Workers) -> None:
         go = threading.Event()
         ran: list[int] = []
-        busy = asyncio.ensure_future(workers.run(lambda: go.wait(5), never))
+        busy = asyncio.ensure_future(workers.run(KIND, lambda: go.wait(5), never))
         await asyncio.sleep(0.01)
 
         async def gone() -> Any:
@@ -93,11 +95,11 @@ def test_a_client_that_goes_away_frees_its_place_in_the_queue() -> None:
             return {"type": "http.disconnect"}
 
         with pytest.raises(ClientDisconnect):
-            await workers.run(lambda: ran.append(1), gone)
-        workers.check()
+            await workers.run(KIND, lambda: ran.append(1), gone)
+        workers.check(KIND)
         go.set()
         await busy
-        await workers.run(lambda: None, never)
+        await workers.run(KIND, lambda: None, never)
         assert ran == []
 
     with_workers(test)
@@ -110,14 +112,14 @@ def test_a_closed_pool_takes_nothing_and_loses_no_place() -> None:
     async def test() -> None:
         for _ in range(4):
             with pytest.raises(NotReady):
-                await workers.run(lambda: 1, never)
+                await workers.run(KIND, lambda: 1, never)
 
     asyncio.run(test())
-    workers.check()
+    assert workers.crew.waiting() == {KIND: 0}
 
 
 @pytest.mark.parametrize(("slow", "expected"), [(False, 17), (True, 8)])
 def test_there_are_as_many_threads_as_a_model_may_use_and_half_for_slow_jobs(slow: bool, expected: int) -> None:
     workers = Workers.of(Settings(parallel=17), slow=slow)
-    assert workers.threads >= expected
+    assert workers.crew.threads >= expected
     workers.close()

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from service.errors import BodyTooLarge, ImageMissing, MalformedBody, OptionInvalid, QueueFull, UnsupportedMedia, VisionError
 from service.http.forms import MAX_HEADER_BYTES, MAX_PARTS, MAX_TEXT
-from service.http.guards import UploadBudget
+from service.http.guards import Meter, UploadBudget
 from service.http.uploads import Fields, Upload, read_upload
 from service.tasks.task import Strict
 
@@ -64,11 +64,7 @@ def run(
 
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "http", "method": "POST", "path": "/", "headers": raw, "query_string": query.encode()}
-    budget = UploadBudget(8 * limit)
-    try:
-        return asyncio.run(read_upload(Request(scope, receive), fields, Options, limit, budget))
-    finally:
-        assert budget.used == 0
+    return asyncio.run(read_upload(Request(scope, receive), fields, Options, Meter(limit, UploadBudget(8 * limit))))
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 64, 1000, 100_000])
@@ -234,7 +230,8 @@ def test_uploads_share_a_budget_and_give_it_back() -> None:
         first = [size]
         headers = [(b"content-type", b"image/png"), (b"transfer-encoding", b"chunked")]
         scope = {"type": "http", "method": "POST", "path": "/", "headers": headers, "query_string": b""}
-        return await read_upload(Request(scope, receive), ONE, Options, 1000, budget)
+        with Meter(1000, budget) as meter:
+            return await read_upload(Request(scope, receive), ONE, Options, meter)
 
     async def test() -> None:
         go = asyncio.Event()

@@ -1,5 +1,6 @@
 """Geometry to a fraction of a pixel: half-pixel conventions, real scale factors, no aliasing where photos shrink."""
 
+from io import BytesIO
 from typing import Any
 
 import cv2
@@ -12,6 +13,8 @@ from PIL import Image
 from skimage import data as photos
 from skimage.transform import SimilarityTransform
 
+from service.imaging import Grid
+from service.imaging.codec import decode_enough
 from service.imaging.transforms import (
     Interpolation,
     Placement,
@@ -180,6 +183,56 @@ def test_boxes_come_back_to_where_they_were(shape: tuple[int, int], prepare: Any
     back = placement.to_photo(measured_box(pixels)[None])[0]
     assert np.abs(back - truth).max() * min(placement.scale_x, placement.scale_y) < 0.12  # of an input pixel
     assert np.abs(back - truth).max() < 0.5
+
+
+def jpeg(upright: Array, orientation: int, **options: Any) -> bytes:
+    """A JPEG whose EXIF orientation says how to turn what is stored back upright."""
+    stored = {1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 0: upright[::-1]}[orientation % 4]
+    stored = stored.transpose(1, 0, 2) if orientation > 4 else stored
+    exif, file = Image.Exif(), BytesIO()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).save(file, "JPEG", exif=exif, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("shape", [(839, 1001), (1001, 757)])
+@pytest.mark.parametrize("step", [2, 4, 8])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_on_a_reduced_picture_come_back_to_where_they_were_on_the_photo(
+    orientation: int, step: int, shape: tuple[int, int]
+) -> None:
+    height, width = shape
+    truth = np.array([width // 5, height // 4, width // 5 + width // 3, height // 4 + height // 2])
+    photo = np.zeros((*shape, 3), np.uint8)
+    photo[truth[1] : truth[3], truth[0] : truth[2]] = 255
+    pixels, grid = decode_enough(jpeg(photo, orientation, quality=95), lambda *_: 1 / (2 * step))
+    assert grid.step == step
+    canvas, placement = letterbox(pixels, 416, 416, fill=0, grid=grid)
+    back = placement.to_photo(measured_box(canvas)[None])[0]
+    assert np.abs(back - truth).max() * placement.scale_x < 0.12  # of an input pixel
+    assert np.abs(back - truth).max() < 0.5
+
+
+@pytest.mark.parametrize("shape", [(839, 1001), (1001, 757), (640, 960)])
+@pytest.mark.parametrize("step", [2, 4])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_the_crop_of_a_reduced_picture_shows_the_same_square(orientation: int, step: int, shape: tuple[int, int]) -> None:
+    """On a slope of 1.3 to 1.5 levels an output pixel: to half an output pixel."""
+    across, down = 200 / shape[1], 30 / shape[0]
+    pixels, grid = decode_enough(jpeg(plane(*shape, across, down), orientation, quality=98), lambda *_: 1 / (2 * step))
+    assert grid.step == step
+    crop = center_crop(pixels, 100, 0.875, "bicubic", grid).astype(float)
+    assert np.abs(crop - center_crop(plane(*shape, across, down), 100, 0.875, "bicubic")).mean() < 0.7
+
+
+def test_a_grid_of_every_pixel_changes_nothing() -> None:
+    photo = photos.astronaut()[:501, :333]
+    whole = Grid.of(photo)
+    assert whole == Grid(501, 333)
+    assert np.array_equal(center_crop(photo, 224, 0.875, "bicubic", whole), center_crop(photo, 224, 0.875, "bicubic"))
+    canvas, placement = letterbox(photo, 416, 416, grid=whole)
+    assert placement == letterbox(photo, 416, 416)[1]
+    assert np.array_equal(canvas, letterbox(photo, 416, 416)[0])
 
 
 def test_to_photo_takes_boxes_and_landmarks_of_any_shape() -> None:

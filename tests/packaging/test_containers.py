@@ -1,4 +1,5 @@
-"""What images and compose promise: small rights, nothing written outside the volume, the same service on both devices."""
+"""What images and compose promise: small rights, nothing written outside the volume, the same service on both devices, and a
+dashboard beside it where one is wanted."""
 
 import json
 import re
@@ -108,3 +109,46 @@ def test_the_build_context_holds_what_the_image_copies(stages: dict[str, Stage],
     kept = {line[1:] for line in (root / ".dockerignore").read_text(encoding="utf-8").splitlines() if line.startswith("!")}
     copied = {name for kind, rest in stages["wheel"] if kind == "COPY" for name in rest.split()[:-1]}
     assert copied == kept
+
+
+def test_prometheus_finds_the_service_on_either_device(compose: dict[str, Any], root: Path) -> None:
+    config = YAML(typ="safe").load((root / "docker" / "prometheus.yml").read_text(encoding="utf-8"))
+    (target,) = config["scrape_configs"][0]["static_configs"][0]["targets"]
+    name, _, port = target.partition(":")
+    assert config["scrape_configs"][0].get("metrics_path", "/metrics") == "/metrics"
+    for device in ("cpu", "gpu"):
+        service = compose["services"][device]
+        assert name in service["networks"]["default"]["aliases"]
+        assert service["ports"][0].endswith(f":{port}")
+
+
+@pytest.mark.parametrize("name", ["prometheus", "grafana"])
+def test_observability_is_pinned_and_for_this_machine_only(compose: dict[str, Any], root: Path, name: str) -> None:
+    service = compose["services"][name]
+    assert service["profiles"] == ["observability"]
+    assert re.fullmatch(r"[a-z]+/[a-z]+:v?\d+\.\d+\.\d+", service["image"])
+    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    for volume in service["volumes"]:
+        if volume.startswith("./"):
+            source, _, mode = volume.split(":")
+            assert (root / source).exists()
+            assert mode == "ro"
+
+
+def test_grafana_shows_the_dashboard_to_whoever_looks_and_has_no_password(compose: dict[str, Any], root: Path) -> None:
+    service, folder = compose["services"]["grafana"], root / "docker" / "grafana"
+    given = service["environment"]
+    assert (given["GF_AUTH_ANONYMOUS_ENABLED"], given["GF_AUTH_ANONYMOUS_ORG_ROLE"]) == ("true", "Viewer")
+    assert given["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
+    assert "password" not in str(service).lower()
+    yaml, provisioning = YAML(typ="safe"), folder / "provisioning"
+    (source,) = yaml.load((provisioning / "datasources" / "prometheus.yml").read_text(encoding="utf-8"))["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    (provider,) = yaml.load((provisioning / "dashboards" / "vision-service.yml").read_text(encoding="utf-8"))["providers"]
+    assert provider["options"]["path"] in [volume.split(":")[1] for volume in service["volumes"]]
+    assert given["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"] == provider["options"]["path"] + "/vision-service.json"
+    dashboard = json.loads((folder / "dashboards" / "vision-service.json").read_text(encoding="utf-8"))
+    assert {panel["datasource"]["uid"] for panel in dashboard["panels"]} == {source["uid"]}
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])

@@ -15,8 +15,13 @@ from packaging.version import Version
 
 # Nobody imports these: uvicorn takes them up where they are installed.
 TAKEN_UP = {"httptools", "uvloop"}
-# More than one distribution may bring a module.
-BRINGS = {"onnxruntime": {"onnxruntime", "onnxruntime-gpu"}, "google": {"protobuf"}}
+# More than one distribution may bring a module, and pydantic pins its own core.
+BRINGS = {
+    "onnxruntime": {"onnxruntime", "onnxruntime-gpu"},
+    "google": {"protobuf"},
+    "pydantic_core": {"pydantic"},
+    "opentelemetry": {"opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"},
+}
 
 
 def requirements(project: dict[str, Any], *extras: str) -> list[Requirement]:
@@ -34,14 +39,14 @@ def pins(root: Path) -> dict[str, Version]:
     return {name: Version(version) for name, version in (line.split("==") for line in lines)}
 
 
-@pytest.mark.parametrize("extra", ["cpu", "cuda", "heic", "bench", "dev"])
+@pytest.mark.parametrize("extra", ["cpu", "cuda", "heic", "otel", "bench", "dev"])
 def test_pins_satisfy_what_pyproject_asks_for(project: dict[str, Any], pins: dict[str, Version], extra: str) -> None:
     for requirement in requirements(project, extra):
         assert pins[canonicalize_name(requirement.name)] in requirement.specifier, str(requirement)
 
 
 def test_everything_that_is_installed_for_the_project_is_pinned(project: dict[str, Any], pins: dict[str, Version]) -> None:
-    waiting = [(item.name, frozenset(item.extras)) for item in requirements(project, "cpu", "bench", "dev")]
+    waiting = [(item.name, frozenset(item.extras)) for item in requirements(project, "cpu", "otel", "bench", "dev")]
     seen: set[tuple[str, frozenset[str]]] = set()
     while waiting:
         name, extras = waiting.pop()
@@ -53,7 +58,7 @@ def test_everything_that_is_installed_for_the_project_is_pinned(project: dict[st
             if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in extras or {""}):
                 waiting.append((needed.name, frozenset(needed.extras)))
     names = {canonicalize_name(name) for name, _ in seen}
-    assert len(names) > len(requirements(project, "cpu", "bench", "dev"))
+    assert len(names) > len(requirements(project, "cpu", "otel", "bench", "dev"))
     assert names - set(pins) == set()
 
 
@@ -74,7 +79,7 @@ def test_the_service_declares_exactly_what_it_imports(project: dict[str, Any], r
     needed = {
         canonicalize_name(name) for item in imported(root / "service") for name in BRINGS.get(item) or brought.get(item, [item])
     }
-    asked = {canonicalize_name(item.name) for item in requirements(project, "cpu", "cuda", "heic")}
+    asked = {canonicalize_name(item.name) for item in requirements(project, "cpu", "cuda", "heic", "otel")}
     assert needed - asked == set(), "imported but not declared"
     assert asked - needed - TAKEN_UP == set(), "declared but not imported"
 
@@ -82,7 +87,7 @@ def test_the_service_declares_exactly_what_it_imports(project: dict[str, Any], r
 def test_third_party_names_every_direct_dependency(project: dict[str, Any], root: Path) -> None:
     text = (root / "THIRD_PARTY.md").read_text(encoding="utf-8")
     named = {canonicalize_name(name) for group in re.findall(r"\[([\w, .-]+)\]\(", text) for name in group.split(", ")}
-    assert {canonicalize_name(item.name) for item in requirements(project, "cpu", "cuda", "heic", "bench")} - named == set()
+    assert {canonicalize_name(item.name) for item in requirements(project, "cpu", "cuda", "heic", "otel", "bench")} - named == set()
 
 
 def test_third_party_names_every_pinned_library_of_the_service(project: dict[str, Any], root: Path) -> None:

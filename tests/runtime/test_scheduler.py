@@ -51,6 +51,7 @@ def test_answers_carry_outputs_and_times() -> None:
     np.testing.assert_array_equal(done.outputs["y"].ravel(), [2, 4])
     assert done.queue_ms >= 0
     assert done.inference_ms > 0
+    assert done.batch == 2
 
 
 def test_waiting_jobs_of_one_shape_become_one_batch_and_each_gets_its_own_rows() -> None:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from service.errors import OptionInvalid, SpecInvalid
 from service.repository.spec import ModelSpec, load_spec
-from service.tasks.classify import ClassifyOptions, classify, prepare, softmax
+from service.tasks.classify import ClassifyOptions, classify, crop_scale, prepare, softmax
 from service.tasks.task import Timing
 
 ROOT = Path(__file__).parents[2]
@@ -90,6 +90,14 @@ def test_another_resize_rule_is_a_fault_of_the_manifest(resize: str, size: tuple
     spec = SPEC.model_copy(update={"input": SPEC.input.model_copy(update={"resize": resize, "size": size})})
     with pytest.raises(SpecInvalid, match="efficientnet-lite0: a classifier needs"):
         prepare(PICTURE, spec)
+    with pytest.raises(SpecInvalid, match="efficientnet-lite0: a classifier needs"):
+        crop_scale(spec)
+
+
+def test_the_shorter_side_sets_how_much_is_seen() -> None:
+    scale = crop_scale(SPEC)
+    assert scale(256, 9000) == scale(9000, 256) == 1
+    assert scale(1024, 2048) == 0.25
 
 
 def test_labels_are_plain_distinct_and_in_the_standard_order() -> None:

@@ -11,8 +11,18 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from service.errors import OptionInvalid, SpecInvalid
+from service.imaging import Grid
 from service.repository.spec import ModelSpec, load_spec
-from service.tasks.detect import MAX_CANDIDATES, Detection, DetectOptions, candidates, class_ids, detect, prepare
+from service.tasks.detect import (
+    MAX_CANDIDATES,
+    Detection,
+    DetectOptions,
+    candidates,
+    class_ids,
+    detect,
+    letterbox_scale,
+    prepare,
+)
 from service.tasks.task import Timing
 
 ROOT = Path(__file__).parents[2]
@@ -60,6 +70,27 @@ def test_boxes_are_clipped_and_those_in_the_grey_border_dropped() -> None:
     rows = [(-50, 0, 900, 416, 0.9, 0, 0), (20, 10, 60, 100, 0.8, 0, 0), (100, 320, 200, 400, 0.8, 0, 0)]
     (found,) = detect(WIDE, DetectOptions(), FakeModel(rows), Timing())
     assert corners(found) == pytest.approx((0, 0, 208, 104))
+
+
+@pytest.mark.parametrize(
+    ("grid", "wanted"),
+    [
+        (Grid(208, 416, 2), (20, 20, 60, 60)),
+        (Grid(208, 416, 2, left=-1, top=-1), (19, 19, 59, 59)),
+        (Grid(64, 128, 1), (10, 10, 30, 30)),
+        (Grid(208, 416, 2, left=375, top=187), (395, 207, 416, 208)),
+    ],
+)
+def test_boxes_on_reduced_pixels_come_back_in_the_whole_photo_and_clipped_to_it(grid: Grid, wanted: tuple[float, ...]) -> None:
+    (found,) = detect(WIDE, DetectOptions(), FakeModel([(20, 124, 60, 164, 0, 0.9, 0)]), Timing(), grid)
+    assert corners(found) == pytest.approx(wanted, abs=0.01)
+
+
+def test_the_longer_side_sets_how_much_is_seen() -> None:
+    scale = letterbox_scale(SPEC)
+    assert scale(832, 416) == scale(416, 832) == 0.5
+    oblong = SPEC.model_copy(update={"input": SPEC.input.model_copy(update={"size": (208, 416)})})
+    assert (letterbox_scale(oblong)(832, 832), letterbox_scale(oblong)(208, 832)) == (0.25, 0.5)
 
 
 SAME = (100.0, 150.0, 200.0, 250.0)
@@ -159,6 +190,8 @@ def test_another_resize_rule_is_a_fault_of_the_manifest(resize: str, size: tuple
     spec = SPEC.model_copy(update={"input": SPEC.input.model_copy(update={"resize": resize, "size": size})})
     with pytest.raises(SpecInvalid, match="yolov3-tiny: a detector needs"):
         prepare(WIDE, spec)
+    with pytest.raises(SpecInvalid, match="yolov3-tiny: a detector needs"):
+        letterbox_scale(spec)
 
 
 def test_labels_are_cocos() -> None:

@@ -1,0 +1,122 @@
+"""Real server processes, ended and killed under load."""
+
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+PathOf = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def bench(models: Callable[[str], Path]) -> ModuleType:
+    """benchmarks/shutdown.py, with the model that its server loads in place."""
+    models("efficientnet-lite0")
+    path = Path(__file__).parents[2] / "benchmarks" / "shutdown.py"
+    spec = importlib.util.spec_from_file_location("shutdown", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["shutdown"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def jpeg(photo_path: PathOf) -> bytes:
+    return photo_path("china").read_bytes()
+
+
+@pytest.mark.parametrize(("workers", "fresh"), [(1, 2), (1, 8), (2, 4)])
+def test_sigterm_under_load_loses_no_request(bench: Any, jpeg: bytes, workers: int, fresh: int) -> None:
+    outcome = bench.trial(jpeg, workers=workers, fresh=fresh)
+    assert outcome.status == 0
+    assert outcome.seen["lost"] == 0
+    assert outcome.seen["200"] > 0
+
+
+def half_a_request(port: int) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", port), timeout=10)
+    connection.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 1000\r\n\r\nabc")
+    return connection
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_second_sigterm_is_obeyed_at_once(bench: Any, workers: int) -> None:
+    with bench.server(workers) as running:
+        bench.wait_until(running.answers)
+        with half_a_request(running.port):
+            time.sleep(0.2)
+            running.process.terminate()
+            time.sleep(0.5)
+            assert running.process.poll() is None
+            running.process.terminate()
+            assert running.process.wait(5) == 0
+
+
+def test_sigterm_when_time_is_up_and_while_models_load(bench: Any) -> None:
+    with bench.server(VISION_SHUTDOWN_SECONDS="0.5") as running:
+        bench.wait_until(lambda: running.answers("/health/live"))
+        with half_a_request(running.port) as connection:
+            time.sleep(0.1)
+            status, seconds = running.end()
+            assert (status, b" 503 " in connection.recv(1000)) == (0, True)
+        assert seconds < 10
+
+
+def test_a_killed_worker_is_replaced_and_loses_only_what_it_had(bench: Any, jpeg: bytes) -> None:
+    with bench.server(2) as running:
+        bench.wait_until(lambda: running.log.read_text().count('"ready"') == 2)
+        load = bench.Load(running.port, jpeg)
+        load.start(kept=6, fresh=2)
+        time.sleep(0.5)
+        before = load.seen["200"]
+        os.kill(running.pids()[0], signal.SIGKILL)
+        bench.wait_until(lambda: running.log.read_text().count('"ready"') == 3)
+        time.sleep(0.3)
+        status, _ = running.end()
+        load.stop()
+        assert len(running.pids()) == 3
+    assert status == 0
+    assert load.seen["lost"] <= 8
+    assert load.seen["200"] > before > 0
+    assert load.seen["503"] <= 8  # at the end: nobody is sent to the new one before it is ready
+
+
+def test_workers_end_when_their_supervisor_is_killed(bench: Any) -> None:
+    with bench.server(2) as running:
+        bench.wait_until(running.answers)
+        pids = running.pids()
+        running.process.kill()
+        bench.wait_until(lambda: not any(_lives(pid) for pid in pids), 20)
+        assert not running.answers("/health/live")
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_keeps_a_process_from_serving_is_told_and_the_status_is_1(
+    bench: Any, models: Callable[[str], Path], tmp_path: Path, workers: int
+) -> None:
+    folder = shutil.copytree(models("yunet"), tmp_path / "yunet")
+    manifest = folder / "model.toml"
+    manifest.write_text(manifest.read_text().replace('family = "yunet"', 'family = "unheard-of"'))
+    with bench.server(workers, VISION_MODEL_REPOSITORY=str(tmp_path), VISION_MODELS="yunet") as running:
+        assert running.process.wait(60) == 1
+        last = running.log.read_text().splitlines()[-1]
+    assert last.startswith("vision-service: ")
+    assert "unheard-of" in last
