@@ -1,8 +1,8 @@
 """Top-1/top-5, mAP and face-pair accuracy of the default models through the whole engine, photo in to answer out.
 
-    python benchmarks/accuracy.py --imagenet DIR --coco DIR --faces DIR [--json OUT]
+    python benchmarks/accuracy.py --imagenet DIR --coco DIR --faces DIR [--precision int8] [--json OUT]
 
-Each set is optional. What the folders hold:
+Without --precision in float32; with it in float32 and in that precision, and how they differ. Each set is optional. What the folders hold:
     --imagenet  labels.csv with columns file,index (0..999 in the standard order), and the photos it names
     --coco      annotations.json in COCO's format, and the photos its images name
     --faces     pairs.csv with columns file_a,file_b,same (1 or 0), and the photos it names
@@ -27,6 +27,7 @@ from service.errors import NoFace
 from service.settings import Settings
 
 SCREEN = Console(stderr=True)
+Figures = dict[str, dict[str, float]]
 
 
 def main() -> None:
@@ -34,24 +35,33 @@ def main() -> None:
     parser.add_argument("--imagenet", type=Path)
     parser.add_argument("--coco", type=Path)
     parser.add_argument("--faces", type=Path)
+    parser.add_argument("--precision", choices=["float", "int8", "float16"], default="float")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
-    figures: dict[str, dict[str, float]] = {}
-    with Engine(Settings.from_env()) as engine:
-        if arguments.imagenet:
-            figures["classify"] = classification(engine, arguments.imagenet)
-        if arguments.coco:
-            figures["detect"] = detection(engine, arguments.coco)
-        if arguments.faces:
-            figures["verify-face"] = verification(engine, arguments.faces)
-    for task, values in figures.items():
-        print(task)
-        for name, value in values.items():
-            print(f"  {name:<44} {value:.5g}")
+    tasks = {"classify": (classification, arguments.imagenet), "detect": (detection, arguments.coco)}
+    tasks["verify-face"] = (verification, arguments.faces)
+    wanted = {task: way for task, way in tasks.items() if way[1] is not None}
+    if not wanted:
+        sys.exit("nothing to measure: name at least one of --imagenet, --coco, --faces")
+    figures: dict[str, Figures] = {}
+    for precision in dict.fromkeys(("float", arguments.precision)):
+        settings = Settings.from_env().model_copy(update={"precision": precision, "tune": False})
+        with Engine(settings) as engine:
+            figures[precision] = {task: measure(engine, folder) for task, (measure, folder) in wanted.items()}
+    show(figures)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    if not figures:
-        sys.exit("nothing to measure: name at least one of --imagenet, --coco, --faces")
+
+
+def show(figures: dict[str, Figures]) -> None:
+    """A column for each precision; behind two of them what the second gains on the first."""
+    print(f"{'':<46}" + "".join(f"{precision:>10}" for precision in figures) + ("    change" if len(figures) > 1 else ""))
+    for task, names in next(iter(figures.values())).items():
+        print(task)
+        for name in names:
+            values = [found[task][name] for found in figures.values()]
+            change = f"{values[1] - values[0]:>+10.4f}" if len(values) > 1 else ""
+            print(f"  {name:<44}" + "".join(f"{value:>10.5g}" for value in values) + change)
 
 
 def classification(engine: Engine, folder: Path) -> dict[str, float]:

@@ -135,15 +135,16 @@ def test_a_known_model_is_opened_from_optimised_graphs_alone(copy: Callable[[str
     assert load_known(built, ON_CPU, SETTINGS) is None  # not measured yet
 
 
+@pytest.mark.parametrize("precision", ["float", "int8"])
 @pytest.mark.parametrize("name", ["efficientnet-lite0", "magenta-arbitrary", "multistyle26", "sface", "yolov3-tiny", "yunet"])
-def test_optimised_graphs_answer_bit_for_bit_the_same(copy: Callable[[str], BuiltModel], name: str) -> None:
-    built = copy(name)
+def test_optimised_graphs_answer_bit_for_bit_the_same(copy: Callable[[str], BuiltModel], name: str, precision: str) -> None:
+    built, settings = copy(name), UNTUNED.model_copy(update={"precision": precision})
     cases = load_cases(built.spec)
-    with opened(replace(built, folder=built.folder / "nowhere"), UNTUNED) as model:  # no record there: nothing is kept
+    with opened(replace(built, folder=built.folder / "nowhere"), settings) as model:  # no record there: nothing is kept
         plain = {graph: session.run(cases[graph].feeds) for graph, session in model.sessions.items()}
-    with opened(built, UNTUNED):
+    with opened(built, settings):
         pass
-    known = load_known(built, ON_CPU, UNTUNED)
+    known = load_known(built, ON_CPU, settings)
     assert known is not None
     for graph, session in known.sessions.items():
         for output, tensor in session.run(cases[graph].feeds).items():

@@ -38,7 +38,7 @@ _TASK_WAYS = frozenset(("POST", task.path) for task in TASKS)
 CLOSING_SECONDS = 5.0  # that a model still being loaded is waited for when the process is told to stop
 
 
-def from_env() -> FastAPI:
+def from_env() -> Fork:
     """The application on an engine with the settings of the environment, for ASGI servers other than `vision-service serve`.
 
     Raises SetupError.
@@ -53,7 +53,7 @@ def stop_process(_: str) -> None:
     signal.raise_signal(signal.SIGTERM)
 
 
-def create_app(engine: Engine, *, give_up: Callable[[str], None] = stop_process) -> FastAPI:
+def create_app(engine: Engine, *, give_up: Callable[[str], None] = stop_process) -> Fork:
     """The HTTP face of `engine`, which is started and closed with the application.
 
     Models are loaded in the background: until they are ready, tasks and /health/ready answer 503. `give_up` is called when the
@@ -80,8 +80,7 @@ def create_app(engine: Engine, *, give_up: Callable[[str], None] = stop_process)
     _add_handlers(app)
     openapi.describe_routes(app, {(method, path): operation for method, path, _, operation in table})
     short = {way: short_way(route, route.endpoint, _explain) for way, route in ways.items() if way in _TASK_WAYS}
-    app.middleware_stack = Fork(app.build_middleware_stack(), {way: Access(end, metrics, traces) for way, end in short.items()})
-    return app
+    return Fork(app, {way: Access(end, metrics, traces) for way, end in short.items()})
 
 
 def _table(

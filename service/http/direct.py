@@ -9,6 +9,7 @@ caches of the core, and then costs several times what it costs by itself.
 
 from collections.abc import Callable, Mapping
 
+from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -24,12 +25,12 @@ Way = tuple[str, str]
 class Fork:
     """Sends a request down one of `ways` where its method and path are a key there, and into `app` otherwise."""
 
-    def __init__(self, app: ASGIApp, ways: Mapping[Way, ASGIApp]) -> None:
-        self._app, self._ways = app, ways
+    def __init__(self, app: FastAPI, ways: Mapping[Way, ASGIApp]) -> None:
+        self.app, self._ways = app, ways
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         way = self._ways.get((scope["method"], scope["path"])) if scope["type"] == "http" and not scope.get("root_path") else None
-        await (way or self._app)(scope, receive, send)
+        await (way or self.app)(scope, receive, send)
 
 
 def short_way(route: Route, endpoint: Endpoint, explain: Callable[[VisionError, Scope], Response]) -> ASGIApp:

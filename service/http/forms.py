@@ -1,11 +1,13 @@
 """multipart/form-data (RFC 7578) into memory as it streams in; nothing ever touches the disk.
 
     chunks -> FormReader.feed ... finish -> parts
+    a whole body of the usual kind -> read_at_once -> the same parts, for a tenth of the work
 
 Only parts that may be images are kept whole. Of any other part MAX_TEXT bytes are kept: enough for every option, and for saying
 which fields arrived.
 """
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -18,6 +20,14 @@ MAX_PARTS = 64
 MAX_TEXT = 64 * 2**10
 MAX_HEADERS = 16
 MAX_HEADER_BYTES = 8 * 2**10
+
+# The head of a part as nearly every client writes it: nothing escaped, nothing encoded.
+USUAL_HEAD = re.compile(
+    rb'content-disposition: form-data; name="([\w.-]+)"(?:; filename="([\w. ()+-]*)")?'
+    rb"(?:\r\ncontent-(?:type|length): [\w.+/ ;=-]+)*",
+    re.ASCII | re.IGNORECASE,
+)
+USUAL_HEAD_BYTES = 512
 
 
 Data = bytes | bytearray | memoryview
@@ -41,6 +51,37 @@ class Part:
     filename: str | None
     data: Data = b""
     cut: bool = False
+
+
+def read_at_once(body: Data, boundary: bytes, whole: Collection[str]) -> list[Part] | None:
+    """The parts of a form that has arrived whole; None where anything about it is unusual, and FormReader must decide.
+
+    `whole` names the fields that are kept whole. The parts' data are views of `body`.
+    """
+    body = body if isinstance(body, bytes) else bytes(body)
+    delimiter, parts = b"\r\n--" + boundary, list[Part]()
+    at = len(delimiter)
+    if not body.startswith(delimiter[2:] + b"\r\n") or b"\r" in boundary:
+        return None
+    while len(parts) < MAX_PARTS:
+        start = body.find(b"\r\n\r\n", at, at + USUAL_HEAD_BYTES)
+        head = USUAL_HEAD.fullmatch(body, at, start) if start >= 0 else None
+        end = body.find(delimiter, start + 4) if head else -1
+        if head is None or end < 0:
+            return None
+        name, filename = str(head[1], "ascii"), None if head[2] is None else str(head[2], "ascii")
+        if name not in whole and end - start - 4 > MAX_TEXT:
+            return None
+        parts.append(Part(name, filename, memoryview(body)[start + 4 : end]))
+        at = end + len(delimiter) + 2
+        match body[at - 2 : at]:
+            case b"\r\n":
+                continue
+            case b"--" if body[at:] in {b"", b"\r\n"}:
+                return parts
+            case _:
+                return None
+    return None
 
 
 class FormReader:

@@ -13,7 +13,9 @@ def choose(accept: str | None, offers: Sequence[str]) -> str:
 
     Raises NotAcceptable naming the offers. Parts of `accept` that cannot be parsed are passed over.
     """
-    ranges = [item for item in (_parse(part) for part in (accept or "").split(",")) if item is not None]
+    if not accept or accept == "*/*":
+        return offers[0]
+    ranges = [item for item in (_parse(part) for part in accept.split(",")) if item is not None]
     if not ranges:
         return offers[0]
     best = max(offers, key=lambda offer: _quality(offer, ranges))  # max keeps the first of equals

@@ -15,16 +15,17 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, NoReturn, TypeVar
 
 from python_multipart.multipart import parse_options_header
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from service.errors import BodyTooLarge, ImageMissing, MalformedBody, OptionInvalid, UnsupportedMedia
-from service.http.forms import MAX_PARTS, MAX_TEXT, Data, FormReader, Part, grown
+from service.http.forms import MAX_PARTS, MAX_TEXT, Data, FormReader, Part, grown, read_at_once
 from service.http.guards import Meter
 from service.http.negotiation import JSON
 from service.http.options import read_options, too_long
 from service.tasks.task import Strict
 
 Options = TypeVar("Options", bound=Strict)
+USUAL_FORM = re.compile(r"multipart/form-data; ?boundary=([\w'()+,./:?-]{1,70})", re.ASCII)
 FORM, BYTES = "multipart/form-data", "application/octet-stream"
 LONG_JSON = 256 * 2**10  # bytes from which JSON is parsed off the event loop
 STRING = re.compile(r'"[^"\\]*+(?:\\.?[^"\\]*+)*+"?', re.DOTALL)  # possessive: linear on any text
@@ -76,9 +77,9 @@ async def read_upload(request: Request, fields: Fields, kind: type[Options], met
     Raises BodyTooLarge, UnsupportedMedia, MalformedBody, ImageMissing, OptionInvalid; QueueFull when the bodies that the service
     holds leave no room for this one; ClientDisconnect when the client goes away.
     """
-    media, parameters = parse_options_header(request.headers.get("content-type"))
+    media, boundary = _content_type(request.headers.get("content-type"))
     announced = _announced(request, meter.limit)
-    given = await _read_body(request, media.decode("latin-1"), parameters, fields, meter, announced)
+    given = await _read_body(request, media, boundary, fields, meter, announced)
     _check_images(given, fields)
     if given.cut:
         raise too_long(kind, given.cut[0], fields.names)
@@ -87,7 +88,7 @@ async def read_upload(request: Request, fields: Fields, kind: type[Options], met
 
 
 async def _read_body(
-    request: Request, media: str, parameters: Mapping[bytes, bytes], fields: Fields, meter: Meter, announced: int | None
+    request: Request, media: str, boundary: bytes | None, fields: Fields, meter: Meter, announced: int | None
 ) -> _Given:
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
@@ -95,13 +96,22 @@ async def _read_body(
     if announced == 0:
         return _Given()
     if media == FORM:
-        return await _read_form(request, parameters, fields, meter)
+        return await _read_form(request, boundary, fields, meter)
     if media == JSON:
         body = await _read_whole(request, meter)
         return await asyncio.to_thread(_from_json, body, fields) if len(body) > LONG_JSON else _from_json(body, fields)
     if (media.startswith("image/") or media == BYTES) and fields.raw:
         return _Given({fields.raw: await _read_whole(request, meter)}, arrived=[fields.raw])
     raise _refusal(media, fields)
+
+
+def _content_type(header: str | None) -> tuple[str, bytes | None]:
+    """The media type in lower case, and the boundary of a form."""
+    usual = USUAL_FORM.fullmatch(header or "")
+    if usual:
+        return FORM, usual[1].encode()
+    media, parameters = parse_options_header(header)
+    return media.decode("latin-1"), parameters.get(b"boundary")
 
 
 def _announced(request: Request, max_bytes: int) -> int | None:
@@ -116,24 +126,38 @@ def _announced(request: Request, max_bytes: int) -> int | None:
     return int(length)
 
 
+async def _receive(request: Request, meter: Meter) -> tuple[bytes, bool]:
+    """The next piece of the body, and whether there is more."""
+    message = await request.receive()
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    return meter.count(message.get("body", b"")), message.get("more_body", False)
+
+
 async def _read_whole(request: Request, meter: Meter) -> Data:
-    body: Data = b""
-    async for chunk in request.stream():
-        body = grown(body, meter.count(chunk))
+    piece, more = await _receive(request, meter)
+    body: Data = piece
+    while more:
+        piece, more = await _receive(request, meter)
+        body = grown(body, piece) if piece else body
     return body
 
 
-async def _read_form(request: Request, parameters: Mapping[bytes, bytes], fields: Fields, meter: Meter) -> _Given:
-    boundary = parameters.get(b"boundary")
+async def _read_form(request: Request, boundary: bytes | None, fields: Fields, meter: Meter) -> _Given:
     if not boundary:
         raise MalformedBody("the Content-Type of the form names no boundary; let the HTTP client set this header")
-    reader = FormReader(boundary, fields.names)
-    empty = True
-    async for chunk in request.stream():
-        if chunk:
-            reader.feed(meter.count(chunk))
+    piece, more = await _receive(request, meter)
+    parts = None if more else read_at_once(piece, boundary, fields.names)
+    if parts is not None:
+        return _from_parts(parts, fields)
+    reader, empty = FormReader(boundary, fields.names), True
+    while True:
+        if piece:
+            reader.feed(piece)
             empty = False
-    return _Given() if empty else _from_parts(reader.finish(), fields)
+        if not more:
+            return _Given() if empty else _from_parts(reader.finish(), fields)
+        piece, more = await _receive(request, meter)
 
 
 def _from_parts(parts: Sequence[Part], fields: Fields) -> _Given:

@@ -39,8 +39,8 @@ def nms(
     """
     order: NDArray[np.intp] = np.argsort(-scores, kind="stable")
     order = order[np.isfinite(boxes[order]).all(axis=1) & ~np.isnan(scores[order])]
-    if classes is None:
-        return order[_survivors(boxes[order], threshold, limit)]
+    if classes is None or len(order) <= _BLOCK:
+        return order[_survivors(boxes[order], threshold, limit, None if classes is None else classes[order])]
     by_class = np.argsort(classes[order], kind="stable")
     starts = np.flatnonzero(np.diff(classes[order][by_class])) + 1
     kept = [group[_survivors(boxes[order[group]], threshold, limit)] for group in np.split(by_class, starts)]
@@ -58,13 +58,18 @@ def _side(low: NDArray[np.float32], high: NDArray[np.float32]) -> NDArray[np.flo
     return np.maximum(length, 0, out=length)
 
 
-def _survivors(boxes: Boxes, threshold: float, limit: int | None) -> NDArray[np.intp]:
-    """Positions that stay among `boxes` [n, 4], best first: block by block, each block's survivors then clear the rest."""
+def _survivors(boxes: Boxes, threshold: float, limit: int | None, classes: NDArray[np.integer] | None = None) -> NDArray[np.intp]:
+    """Positions that stay among `boxes` [n, 4], best first: block by block, each block's survivors then clear the rest.
+
+    `classes` [n], each of which is looked at alone, may be given where all fits into one block.
+    """
     stays: NDArray[np.bool_] = np.ones(len(boxes), bool)
     found = 0
     for start in range(0, len(boxes), _BLOCK):
         block = start + np.flatnonzero(stays[start : start + _BLOCK])
         overlaps = iou(boxes[block], boxes[block]) > threshold
+        if classes is not None:
+            overlaps &= classes[:, None] == classes
         alive = np.ones(len(block), bool)
         for i in range(len(block)):
             if alive[i]:

@@ -75,8 +75,9 @@ def center_crop(
     grid = grid or Grid.of(pixels)
     side = max(1, int(crop * min(grid.height, grid.width)))
     top, left = (grid.height - side + 1) // 2, (grid.width - side + 1) // 2
-    side, top, left = (round(part / grid.step) for part in (side, top - grid.top, left - grid.left))
-    return resize(pixels[top : top + side, left : left + side], size, size, interpolation)
+    across = round(side / grid.step)  # rounded first, and then the middle: so that is at most half of `pixels` off
+    top, left = (round((start + side / 2) / grid.step - across / 2) for start in (top - grid.top, left - grid.left))
+    return resize(pixels[top : top + across, left : left + across], size, size, interpolation)
 
 
 def letterbox(pixels: Pixels, height: int, width: int, fill: int = 128, grid: Grid | None = None) -> tuple[Pixels, Placement]:

@@ -62,7 +62,8 @@ class Lane:
         self._queue_length = queue_length
         self._max_batch = max_batch
         self._jobs: deque[Job] = deque()
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._closed = False
         self._running = 0
         self._slots = workers
@@ -92,10 +93,12 @@ class Lane:
         DeadlineExceeded when the answer does not come in time."""
         if deadline is not None and time.perf_counter() > deadline:
             raise DeadlineExceeded("the request's time was up before its turn came")
-        with self._changed:
+        with self._lock:
             free = self._max_batch == 1 and not self._closed and not self._jobs and self._running < self._slots
             self._running += free
-        future = self._run_here(Job(graph, feeds, deadline)) if free else self.submit(graph, feeds, deadline)
+        if free:
+            return self._run_here(graph, feeds)
+        future = self.submit(graph, feeds, deadline)
         try:
             return future.result(None if deadline is None else max(0.0, deadline - time.perf_counter()))
         except FutureTimeout:
@@ -142,15 +145,22 @@ class Lane:
             finally:
                 self._leave()
 
-    def _run_here(self, job: Job) -> "Future[Done]":
+    def _run_here(self, graph: str, feeds: Tensors) -> Done:
+        start = time.perf_counter()
         try:
-            self._answer([job])
+            outputs = self._run(graph, feeds)
+        except VisionError:
+            raise
+        except Exception as error:
+            raise _as_ours(error) from error
         finally:
             self._leave()
-        return job.future
+        elapsed = time.perf_counter() - start
+        self._seconds_per_job = 0.9 * self._seconds_per_job + 0.1 * elapsed
+        return Done(outputs, 0.0, elapsed * 1e3, len(next(iter(feeds.values()))))
 
     def _leave(self) -> None:
-        with self._changed:
+        with self._lock:
             self._running -= 1
             if self._closed:
                 self._changed.notify_all()

@@ -195,8 +195,8 @@ def measure(plans: Sequence[Plan], turn: Turn, least: float = 0.0) -> list[Measu
 
 
 class Callers:
-    """Takes real turns. On a CPU there is a caller for each core, who, as in a service, has other work to do for each picture, which
-    takes the core of a run's thread. On a GPU there are as many callers as runs at a time: batches wait for nobody else."""
+    """Takes real turns. On a CPU there is a caller for each core, and each has other work to do for each picture, as in a service:
+    that takes the core of a run's thread. On a GPU there are as many callers as runs at a time."""
 
     def __init__(self, open_plan: Open, provider: str, cores: int, plans: Sequence[Plan]) -> None:
         parallel = max(plan.parallel for plan in plans)

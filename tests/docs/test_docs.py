@@ -32,7 +32,7 @@ def paths_of_the_readme() -> set[str]:
 
 
 def test_the_routes_of_the_readme_are_those_that_exist() -> None:
-    app = create_app(Engine(Settings(), models={}))
+    app = create_app(Engine(Settings(), models={})).app
     assert set(app.openapi()["paths"]) <= paths_of_the_readme()
     assert paths_of_the_readme() <= {getattr(route, "path", None) for route in app.routes}
 

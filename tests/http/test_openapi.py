@@ -31,7 +31,7 @@ ANSWERS = {
 
 @pytest.fixture(scope="module")
 def document(make_engine: Any) -> dict[str, Any]:
-    return create_app(make_engine()).openapi()
+    return create_app(make_engine()).app.openapi()
 
 
 def operations(document: dict[str, Any]) -> dict[str, dict[str, Any]]:

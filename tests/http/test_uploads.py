@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
 from pydantic import Field
 from starlette.requests import ClientDisconnect, Request
 
 from service.errors import BodyTooLarge, ImageMissing, MalformedBody, OptionInvalid, QueueFull, UnsupportedMedia, VisionError
-from service.http.forms import MAX_HEADER_BYTES, MAX_PARTS, MAX_TEXT
+from service.http.forms import MAX_HEADER_BYTES, MAX_PARTS, MAX_TEXT, FormReader, read_at_once
 from service.http.guards import Meter, UploadBudget
 from service.http.uploads import Fields, Upload, read_upload
 from service.tasks.task import Strict
@@ -50,7 +52,10 @@ def read(
     chunks = [chunks] if isinstance(chunks, bytes) else chunks
     told = {"content-length": str(sum(map(len, chunks)))} if length else {"transfer-encoding": "chunked"}
     messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
-    messages.append({"type": "http.request", "body": b"", "more_body": False})
+    if len(chunks) == 1:
+        messages[0]["more_body"] = False  # as a server tells of a body that has arrived whole
+    else:
+        messages.append({"type": "http.request", "body": b"", "more_body": False})
     return run(messages, {**told, **headers}, fields, query, limit)
 
 
@@ -299,3 +304,44 @@ def test_a_client_that_goes_away_is_no_error_of_the_body() -> None:
 def test_unknown_fields_do_not_fill_the_memory(make_picture: Callable[..., bytes]) -> None:
     with pytest.raises(ImageMissing, match="'blob'"):
         read([part("blob", b"")[:-2], *[b"x" * 65_536] * 200, b"\r\n--XYZ--\r\n"], FORM, limit=2**25)
+
+
+NAMES = some.one_of(some.sampled_from(["image", "top_k", "a.b-c"]), some.text('aä\\% ;="', max_size=4))
+FILES = some.one_of(some.none(), some.sampled_from(["", "photo (1).jpg", "C:\\x.jpg", 'a"b', "ä.png"]), some.text(max_size=5))
+EXTRAS = some.sampled_from(
+    ["", "Content-Type: image/jpeg\r\n", "content-type: text/plain; charset=utf-8\r\n", "X-Y: z\r\n", " folded\r\n"]
+)
+DATA = some.one_of(some.binary(max_size=40), some.sampled_from([b"\r\n--XYZ", b"\r\n--XYZ--", b"--XYZ\r\n", PHOTO, b"\r\n\r\n"]))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    some.lists(some.tuples(NAMES, DATA, FILES, EXTRAS), max_size=3),
+    some.sampled_from([b"--XYZ--\r\n", b"--XYZ--", b"--XYZ--\r\nepilogue", b"--XYZ-", b"", b"--XYZ\r\n"]),
+)
+def test_a_form_read_at_once_is_read_as_in_pieces_or_not_at_all(fields: list[Any], end: bytes) -> None:
+    body = b"".join(part(name, data, filename, extra) for name, data, filename, extra in fields) + end
+    quick = read_at_once(body, b"XYZ", ("image",))
+    if quick is not None:
+        reader = FormReader(b"XYZ", ("image",))
+        reader.feed(body)
+        assert [(p.name, p.filename, bytes(p.data), p.cut) for p in quick] == [
+            (p.name, p.filename, bytes(p.data), p.cut) for p in reader.finish()
+        ]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (part("image", PHOTO, "a.jpg", "Content-Type: image/jpeg\r\n"),),  # curl, browsers
+        (part("image", PHOTO, "image"), part("top_k", b"3", None)),  # requests, httpx
+        (
+            part("top_k", b"3", None, "Content-Type: text/plain; charset=utf-8\r\n"),
+            part("image", PHOTO, "my photo (2).JPG"),
+        ),  # aiohttp
+    ],
+)
+def test_what_usual_clients_send_is_read_at_once(parts: tuple[bytes, ...]) -> None:
+    found = read_at_once(form(*parts), b"XYZ", ("image",))
+    assert found is not None
+    assert bytes(next(p for p in found if p.name == "image").data) == PHOTO

@@ -147,8 +147,13 @@ def test_the_best_turn_counts_and_more_are_taken_until_two_agree() -> None:
 
 
 def test_turns_that_never_agree_end_in_time() -> None:
-    slower = count(1)
-    machine = Machine(lambda _: 0.001 * 1.2 ** (next(slower) % 2) if not time.sleep(0.3) else 0)
+    numbers = count(1)
+
+    def seconds(_: Plan) -> float:
+        time.sleep(0.3)
+        return 0.001 / 1.2 ** next(numbers)
+
+    machine = Machine(seconds)
     measure(plans((F, 1, 1, 1), (F, 2, 1, 1)), machine.turn)
     assert len(machine.turns) <= 6
 
