@@ -2,7 +2,8 @@
 
     python benchmarks/accuracy.py --imagenet DIR --coco DIR --faces DIR [--precision int8] [--json OUT]
 
-Without --precision in float32; with it in float32 and in that precision, and how they differ. Each set is optional. What the folders hold:
+Without --precision in float32; with it in float32 and in that precision, and how they differ. Each set is optional. What the
+folders hold:
     --imagenet  labels.csv with columns file,index (0..999 in the standard order), and the photos it names
     --coco      annotations.json in COCO's format, and the photos its images name
     --faces     pairs.csv with columns file_a,file_b,same (1 or 0), and the photos it names

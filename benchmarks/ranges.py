@@ -5,7 +5,8 @@
 Takes every photo below the folders (or each second, third, ...), prepares it as the model's task does (for an embedding model:
 each face of it), and runs the float32 graph with all tensors that matter as outputs. Never take photos that accuracy is measured
 on. Methods:
-    least-error   the range whose 255 steps give the least squared error, counted behind the activation that follows
+    least-error   the range whose 255 steps give the least error, cubed and counted behind the activation that follows: squares
+                  would cut off more of the rare large values, which confident answers rest on
     percentile    without the 0.01 % of values that lie furthest out on each side
     minmax        all values
 The next start builds the model again with the new ranges.
@@ -137,13 +138,13 @@ def choose(seen: Seen, method: str, bend: Bend | None = None) -> tuple[float, fl
 
 
 def least_error(values: NDArray[np.float64], counts: NDArray[np.int64], low: float, high: float, bend: Bend) -> tuple[float, float]:
-    """The range inside (low, high) with the least squared error of bend(values), each end tried in turn at steps of 1 %."""
+    """The range inside (low, high) with the least cubed error of bend(values), each end tried in turn at steps of 1 %."""
     wanted = bend(values)
 
     def error(ends: tuple[float, float]) -> float:
         scale, zero = steps_of("", *ends)
         steps = np.clip(np.rint(values / scale) + int(zero), 0, 255)
-        return float((counts * (bend((steps - int(zero)) * float(scale)) - wanted) ** 2).sum())
+        return float((counts * np.abs(bend((steps - int(zero)) * float(scale)) - wanted) ** 3).sum())
 
     best = (low, high)
     for _ in range(3):

@@ -1,6 +1,4 @@
-"""A client's connection: HTTP/1.1 as httptools parses it, kept alive, pipelined, and never waited for without end.
-
-    socket -> bytes -> parser -> Exchange -> application -> Exchange -> bytes -> socket
+"""A client's connection: uvicorn's HTTP/1.1, and an end to its patience.
 
 What a client may not do, and what then happens (`Limits` has the seconds):
 
@@ -10,396 +8,269 @@ What a client may not do, and what then happens (`Limits` has the seconds):
     dribble a body                                                          504 by the application's own deadline
     dribble a body that nobody reads any more                               closed
     not read its answer, or dribble it                                      connection reset
-    send what is not HTTP, or headers without end                           400, 431, closed
+    send what is not HTTP, or headers or a body without end                 400, 431, 413, closed
 
-No request arms a timer: a connection notes until when it may stay as it is, and the server looks at all of them now and then.
+No request arms a timer: a connection notes when it last heard of its client, and the server looks at all of them now and then. What
+the application has to tell instead of its answer it finds in scope["state"]["refusal"], at the beginning or when it has received a
+piece of the body (see service.http.access).
 """
 
 import asyncio
 import logging
-import math
 import socket
 import struct
-import urllib.parse
+import sys
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from email.utils import formatdate
-from typing import Any, Self, cast
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Literal, Self, cast
 
-import httptools
-from starlette.types import ASGIApp, Scope
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
 
-from service.errors import Busy, InputError, VisionError
-from service.http.exchange import Exchange
-from service.http.problems import HeadersTooLarge, RequestMalformed, RequestTimeout
+from service.errors import BodyTooLarge, Busy, VisionError
+from service.http.problems import HeadersTooLarge, RequestMalformed, RequestTimeout, respond
 from service.settings import Settings
 
 logger = logging.getLogger("service.http")
 MAX_HEAD = 2**16  # bytes of the request line and headers
 MAX_PIPELINED = 32  # requests that may wait on one connection
-ASGI = {"version": "3.0", "spec_version": "2.3"}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds, and a number. `client`: of silence in a request. `request`: for one, its answer read. `rest`: between two requests,
-    longer than proxies keep theirs. `linger`: that a client may still send after its answer; of silence while the server ends."""
+    """Seconds, and two numbers. `client`: of silence in a request. `request`: for a body that nobody reads, and for reading an answer.
+    `rest`: between two requests, longer than proxies keep theirs. `linger`: of silence after the last answer, or while the server
+    ends. `body`: bytes that one request may send, its chunks' headers and trailers too. `connections`: in this process."""
 
     client: float = 20.0
     request: float = 60.0
     rest: float = 75.0
     linger: float = 1.0
+    body: int = 2**27
     connections: int = 1000
 
     @classmethod
     def of(cls, settings: Settings, connections: int) -> Self:
-        return cls(client=settings.client_timeout, request=settings.request_timeout, connections=connections)
+        most = 2 * settings.max_body_bytes + 2**20  # what is larger, the application has refused by then
+        return cls(settings.client_timeout, settings.request_timeout, body=most, connections=connections)
 
 
-def _date() -> bytes:
-    return f"date: {formatdate(usegmt=True)}\r\n".encode()
+class State(ServerState):
+    """What all connections of a server share. `refusal`: what new requests are told, once the server ends; `counted`: is told how
+    many connections there are."""
 
+    def __init__(self, limits: Limits, counted: Callable[[int], None]) -> None:
+        super().__init__()
+        self.limits = limits
+        self.counted = counted
+        self.refusal: VisionError | None = None
 
-@dataclass
-class Shared:
-    """What all connections of a server share. `refusal`: what every new request is told, once the server ends; `app` finds it in
-    scope["state"]["refusal"]."""
-
-    app: ASGIApp
-    limits: Limits
-    loop: asyncio.AbstractEventLoop
-    state: dict[str, Any] = field(default_factory=dict)
-    counted: Callable[[int], None] = lambda _: None
-    refusal: VisionError | None = None
-    connections: set["Connection"] = field(default_factory=set)
-    tasks: set["asyncio.Task[None]"] = field(default_factory=set)
-    date: bytes = field(default_factory=_date)
-
-    def tick(self) -> None:
-        """To be called about once a second, and more often where limits are short."""
-        self.date = _date()
-        now = self.loop.time()
-        for connection in tuple(self.connections):
-            connection.check(now)
+    @property
+    def open(self) -> "list[Connection]":
+        return cast("list[Connection]", list(self.connections))
 
     def make_room(self) -> bool:
         """Is there room for the newest connection? Else the one that has rested longest gives way."""
         if len(self.connections) <= self.limits.connections:
             return True
-        resting = [connection for connection in self.connections if connection.resting]
-        if not resting:
-            return False
-        min(resting, key=lambda connection: connection.until).close()
-        return True
+        resting = [connection for connection in self.open if connection.resting]
+        if resting:
+            min(resting, key=lambda connection: connection.heard).close()
+        return bool(resting)
 
 
-class Connection(asyncio.Protocol):
-    """`until`: the loop's time at which the client must have gone on. `resting`: is it between two requests?"""
+class Line:
+    """The transport as uvicorn sees it. Closing it is left to the connection, which does it without a reset."""
 
-    def __init__(self, shared: Shared) -> None:
-        self._shared = shared
-        self._transport: asyncio.Transport = cast(asyncio.Transport, None)
-        self._parser: Any = None
-        self.until = math.inf
-        self.resting = False
-        self._addresses: dict[str, Any] = {}
-        self._refusal: VisionError | None = None
-        self._active: Exchange | None = None  # the application answers it
-        self._incoming: Exchange | None = None  # its body is being received
-        self._waiting: deque[Exchange] = deque()  # pipelined behind the active one
-        self._in_head = False
-        self._head_size = 0  # of what is parsed
-        self._head_read = 0  # in pieces that did not end it
-        self._url = b""
-        self._headers: list[tuple[bytes, bytes]] = []
-        self._expects = False
-        self._deaf = False  # is what arrives dropped?
+    def __init__(self, transport: asyncio.Transport, connection: "Connection") -> None:
+        self.write = transport.write
+        self.pause_reading, self.resume_reading = transport.pause_reading, transport.resume_reading
+        self.get_extra_info = transport.get_extra_info
+        self.close, self.is_closing = connection.close, connection.is_closing
+
+
+class Connection(HttpToolsProtocol):
+    """`heard`: when (time of the loop) something was last received. `_phase`: which part of a request is received next."""
+
+    server_state: State
+
+    def __init__(
+        self, config: Config, server_state: State, app_state: dict[str, Any], _loop: asyncio.AbstractEventLoop | None = None
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._socket: asyncio.Transport = cast(asyncio.Transport, None)
+        self._phase: Literal["new", "head", "body", "whole"] = "new"
+        self._size = 0  # bytes of that part, in reads that neither began nor ended it
+        self.heard = self._since = 0.0  # when it began, or when the answer to it was complete
+        self._unsent, self._sent_at, self._clogged_at = 0, 0.0, 0.0
+        self._refusal: VisionError | None = None  # of everything on this connection
         self._error: VisionError | None = None  # to be told after the answers before it
-        self._reading = True
-        self._writable: asyncio.Event | None = None  # there while the client reads too slowly
-        self._written = self._unsent = 0
-        self._clogged_since = self._stuck_since = math.inf
+        self._deaf = self._closing = False  # is what arrives dropped? until the client closes, too?
 
     # From the event loop.
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        self._parser = httptools.HttpRequestParser(self)
-        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)  # no error: it is dropped
-        self._addresses = {
-            "server": _address(transport.get_extra_info("sockname")),
-            "client": _address(transport.get_extra_info("peername")),
-        }
-        self._shared.connections.add(self)
-        self._shared.counted(len(self._shared.connections))
-        if not self._shared.make_room():
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._socket = transport
+        super().connection_made(cast(asyncio.Transport, Line(transport, self)))
+        self.heard = self.loop.time()
+        state = self.server_state
+        state.counted(len(state.connections))
+        if not state.make_room():
             self._refusal = Busy("too many connections are open")
-        self._expect_within(self._shared.limits.client if self._shared.refusal is None else self._shared.limits.linger)
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        self._shared.connections.discard(self)
-        self._shared.counted(len(self._shared.connections))
-        self._parser = None
-        self.until = math.inf
-        for exchange in (self._active, self._incoming, *self._waiting):
-            if exchange is not None:
-                exchange.leave()
-        self.resume_writing()
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._unset_keepalive_if_required()
+        self.server_state.counted(len(self.server_state.connections))
 
     def data_received(self, data: bytes) -> None:
+        self.heard = self.loop.time()
         if self._deaf:
             return
-        in_head = self._in_head
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._deaf = True  # what follows would be in a protocol that is not spoken here
-            self.end()
-        except httptools.HttpParserError as error:
-            cause = error.__context__
-            if cause is not None and not isinstance(cause, (VisionError, ValueError, httptools.HttpParserError)):
-                logger.error("a request's head could not be taken", exc_info=cause)
-            self._break(cause if isinstance(cause, VisionError) else RequestMalformed(f"this cannot be parsed: {error}"))
-        else:
-            if in_head and self._in_head:
-                self._head_read += len(data)
-                if self._head_read > MAX_HEAD:
-                    self._break(_too_large())
-
-    def pause_writing(self) -> None:
-        self._writable = asyncio.Event()
-
-    def resume_writing(self) -> None:
-        if self._writable is not None:
-            self._writable.set()
-            self._writable = None
+        phase, scope = self._phase, self.scope
+        super().data_received(data)
+        if self._phase is phase and self.scope is scope and not self._deaf:
+            self._size += len(data)
+            if self._size > (self.server_state.limits.body if phase == "body" else MAX_HEAD):
+                self._break(BodyTooLarge("the body does not end") if phase == "body" else _too_large())
 
     # From the parser.
 
     def on_message_begin(self) -> None:
-        if len(self._waiting) >= MAX_PIPELINED:
+        if len(self.pipeline) >= MAX_PIPELINED:
             raise RequestMalformed(f"more than {MAX_PIPELINED} requests wait on one connection")
-        self._url, self._headers = b"", []
-        self._head_size = self._head_read = 0
-        self._expects, self._in_head, self.resting = False, True, False
-        self._expect_within(self._shared.limits.client)
-
-    def on_url(self, url: bytes) -> None:
-        self._url += url
-        self._grow_head(len(url))
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._in_head:
-            return  # trailers
-        name = name.lower()
-        if name == b"expect" and value.lower() == b"100-continue":
-            self._expects = True
-        self._headers.append((name, value))
-        self._grow_head(len(name) + len(value) + 4)
-
-    def _grow_head(self, size: int) -> None:
-        self._head_size += size
-        if self._head_size > MAX_HEAD:
-            raise _too_large()
+        self._phase, self._size, self._since = "head", 0, self.heard
+        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
-        self.until = math.inf
-        scope = self._scope()
-        keep_alive = scope["http_version"] != "1.0" and self._parser.should_keep_alive()
-        refusal = self._shared.refusal or self._refusal
+        if len(self.url) + sum(map(len, chain.from_iterable(self.headers))) > MAX_HEAD:
+            raise _too_large()
+        refusal = self._refusal or self.server_state.refusal
         if refusal is not None:
-            scope["state"]["refusal"], keep_alive = refusal, False
-        exchange = Exchange(self._shared.app, scope, self, keep_alive=keep_alive, expects=self._expects)
-        self._incoming = exchange
-        if self._active is None:
-            self._start(exchange)
-        else:
-            self._waiting.append(exchange)
-            self.pause_reading()
-
-    def on_body(self, body: bytes) -> None:
-        exchange = self._incoming
-        if exchange is None or exchange.complete:
-            return
-        if self.until < math.inf:
-            self.await_body()
-        exchange.feed(body)
+            self.scope["state"]["refusal"] = refusal
+        super().on_headers_complete()
+        self._phase, self._size = "body", 0
+        if refusal is not None or self.expect_100_continue:  # who is answered instead of "continue" may or may not send the body
+            self.cycle.keep_alive = False
+        self.headers = deque(maxlen=0)  # type: ignore[assignment]  # trailers, which nobody reads
 
     def on_message_complete(self) -> None:
-        exchange, self._incoming = self._incoming, None
-        if exchange is None:
-            return
-        exchange.end_body()
-        if exchange is self._active:
-            self.until = math.inf
-        elif exchange.complete:
-            self._finish(exchange)
+        self._phase = "whole"
+        super().on_message_complete()
 
-    def _scope(self) -> Scope:
-        url = httptools.parse_url(self._url) if self._url != b"*" else None
-        raw = b"*" if url is None else url.path or b"/"
-        path = raw.decode("ascii")
-        return {
-            "type": "http",
-            "asgi": ASGI,
-            "http_version": self._parser.get_http_version(),
-            "scheme": "http",
-            "method": self._parser.get_method().decode("ascii"),
-            "root_path": "",
-            "path": urllib.parse.unquote(path) if "%" in path else path,
-            "raw_path": raw,
-            "query_string": b"" if url is None else url.query or b"",
-            "headers": self._headers,
-            "state": self._shared.state.copy(),
-            **self._addresses,
-        }
+    # From uvicorn.
 
-    # From the exchange.
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002
+        error = sys.exception()
+        cause = error and error.__context__  # what a callback raised
+        self._break(cause if isinstance(cause, VisionError) else RequestMalformed(f"this cannot be parsed: {error}"))
 
-    @property
-    def date(self) -> bytes:
-        return self._shared.date
+    def _unsupported_upgrade_warning(self) -> None:
+        self.cycle.keep_alive = False  # what follows would be in a protocol that is not spoken here
+        self._deaf = True
 
-    def write(self, data: bytes) -> None:
-        if not self._transport.is_closing():
-            self._written += len(data)
-            self._transport.write(data)
-
-    async def drain(self) -> None:
-        if self._writable is not None:
-            await self._writable.wait()
-
-    def pause_reading(self) -> None:
-        if self._reading and not self._transport.is_closing():
-            self._reading, self.until = False, math.inf
-            self._transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        if not self._reading and not self._waiting and not self._transport.is_closing():
-            self._reading = True
-            self._transport.resume_reading()
-
-    def await_body(self) -> None:
-        self._expect_within(self._shared.limits.client)
-
-    def break_off(self) -> None:
-        """Reset the connection, so that nothing of it stays in the kernel and no client takes half an answer for a whole one."""
-        connection = self._transport.get_extra_info("socket")
-        if connection is not None:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._transport.abort()
-
-    def completed(self, exchange: Exchange) -> None:
-        """The response is written; what of the request has not come is read and dropped, for closing at once would reset the
-        connection while the client still sends, and the answer would be lost with it."""
-        self._active = None
-        if not exchange.more_body:
-            self._finish(exchange)
-        elif exchange.keep_alive:
-            self._expect_within(self._shared.limits.client)
-            self.resume_reading()
-        else:
-            self._linger()
-
-    def _finish(self, exchange: Exchange) -> None:
-        """Request and response are over."""
-        if not exchange.keep_alive:
-            self.close()
-        elif self._waiting:
-            self._start(self._waiting.popleft())
-            self.resume_reading()
-        elif self._error is not None:
+    def on_response_complete(self) -> None:
+        self._since = self.loop.time()
+        super().on_response_complete()
+        if self._error is not None and not self._answering:
             self._tell(self._error)
-        else:
-            self.resume_reading()
-            if not self._in_head:
-                self.resting = True
-                self._expect_within(self._shared.limits.rest)
+
+    def is_closing(self) -> bool:
+        return self._closing or self._socket.is_closing()
+
+    def close(self) -> None:
+        """Send what is left, say that this was all, and let the client finish: closing at once would reset a connection on which it
+        still sends, and the answer would be lost with it."""
+        if not self.is_closing():
+            self._deaf = self._closing = True
+            self.heard = self._since = self.loop.time()
+            self.flow.resume_reading()
+            self._socket.write_eof()
+
+    def shutdown(self) -> None:
+        """The server ends: what has been asked is answered. A request may be on its way, so a resting connection stays a moment."""
+        self.heard = self.loop.time()
+        if self._answering:
+            self.cycle.keep_alive = False
 
     # From the server.
 
+    @property
+    def resting(self) -> bool:
+        """Is it between two requests?"""
+        return self._phase == "whole" and not self._answering and not self._deaf
+
+    @property
+    def _answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
     def check(self, now: float) -> None:
         """Do what a client that keeps the server waiting has earned."""
-        self._check_reader(now)
-        if now < self.until or self._transport.is_closing():
-            return
-        self.until = math.inf
-        exchange = self._incoming
-        if self._deaf or (exchange is not None and exchange.complete) or not (exchange or self._in_head):
-            self.close()  # it lingered, dribbled what nobody reads, or rested
-        else:
-            self._break(RequestTimeout(f"nothing, or not enough, was sent for {self._shared.limits.client:g} seconds"))
+        if self._is_stuck(now):
+            self.reset()
+        elif self._unsent or self.flow.read_paused:
+            self.heard = self._since = now  # no other clock runs while the client reads, or the server does not
+        elif self._closing:
+            if now - self.heard > self.server_state.limits.linger or now - self._since > self.server_state.limits.client:
+                self._socket.close()
+        elif not self._deaf:
+            self._check_sender(now)
 
-    def _check_reader(self, now: float) -> None:
-        unsent = self._transport.get_write_buffer_size()
-        if not unsent:
-            self._clogged_since = self._stuck_since = math.inf
-            return
-        sent = self._written - unsent
-        if self._clogged_since == math.inf:
-            self._clogged_since = self._stuck_since = now
-        elif sent > self._unsent:
-            self._stuck_since = now
-        self._unsent = sent
-        limits = self._shared.limits
-        if now - self._stuck_since > limits.client or now - self._clogged_since > limits.request:
-            self.break_off()
+    def _is_stuck(self, now: float) -> bool:
+        """Does the client not read what it is sent, or for too long?"""
+        unsent, limits = self._socket.get_write_buffer_size(), self.server_state.limits
+        if unsent != self._unsent:
+            self._clogged_at = self._clogged_at if self._unsent and unsent else now
+            self._unsent, self._sent_at = unsent, now
+        return unsent > 0 and (now - self._sent_at > limits.client or now - self._clogged_at > limits.request)
 
-    def end(self) -> None:
-        """The server ends, or the client has had enough: what has been asked is answered, and no more."""
-        last = self._waiting[-1] if self._waiting else self._active
-        if last is not None:
-            last.keep_alive = False
-        elif not self._in_head:
-            self._expect_within(min(self._shared.limits.linger, self._shared.limits.client))
+    def _check_sender(self, now: float) -> None:
+        limits, silent, long = self.server_state.limits, now - self.heard, now - self._since
+        if self._phase == "body" and not self._answering:
+            if silent > limits.client or long > limits.request:
+                self.close()
+        elif self._phase == "body" and self.cycle.waiting_for_100_continue:
+            self.heard = now
+        elif (silent if self._phase == "body" else long) > limits.client and self._phase in ("head", "body"):
+            self._break(RequestTimeout(f"nothing, or not enough, was sent for {limits.client:g} seconds"))
+        elif not self._answering and self._phase in ("new", "whole"):  # uvicorn's own timer is for those that rest
+            if silent > (limits.linger if self.server_state.refusal else limits.client if self._phase == "new" else limits.rest):
+                self.close()
 
-    def close(self) -> None:
-        """Close when all that was written is sent."""
-        self.until = math.inf
-        self._transport.close()
+    def reset(self) -> None:
+        """Let nothing of it stay in the kernel, and no client take half an answer for a whole one."""
+        connection = self._socket.get_extra_info("socket")
+        if connection is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._socket.abort()
 
     # Among themselves.
 
-    def _start(self, exchange: Exchange) -> None:
-        self._active = exchange
-        task = self._shared.loop.create_task(exchange.run())
-        self._shared.tasks.add(task)
-        task.add_done_callback(self._shared.tasks.discard)
-
-    def _expect_within(self, seconds: float) -> None:
-        self.until = self._shared.loop.time() + seconds
-
     def _break(self, error: VisionError) -> None:
         """Nothing sensible comes any more: `error` is told once what was asked before is answered."""
-        self._deaf, self.until = True, math.inf
-        exchange = self._incoming
-        if exchange is not None and exchange.complete:
+        self._deaf = True
+        if self._phase == "body" and self._answering:
+            self.cycle.keep_alive = False
+            self.cycle.scope["state"]["refusal"] = error
+            self.cycle.message_event.set()
+        elif self._phase == "body":
             self.close()
-        elif exchange is not None:
-            exchange.fail(error)
-        elif self._active is None:
-            self._tell(error)
-        else:
+        elif self._answering:
             self._error = error
+        else:
+            self._tell(error)
 
     def _tell(self, error: VisionError) -> None:
         logger.info("%s: %s", error.title, error)
-        scope = {"method": "GET", "path": "/", "http_version": "1.1"}
-        Exchange(self._shared.app, scope, self, keep_alive=False, expects=False).answer(error)
-
-    def _linger(self) -> None:
-        self._deaf = self._deaf or self._incoming is None
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-        self.resume_reading()
-        self._expect_within(min(self._shared.limits.linger, self._shared.limits.client))
+        response = respond(error, {"type": "http", "path": "/"})
+        headers = [*self.server_state.default_headers, *response.raw_headers, (b"connection", b"close")]
+        lines = b"".join(b"%s: %s\r\n" % header for header in headers)
+        self._socket.write(b"".join((STATUS_LINE[response.status_code], lines, b"\r\n", response.body)))
+        self.close()
 
 
-def _too_large() -> InputError:
+def _too_large() -> VisionError:
     return HeadersTooLarge(f"the request line and headers have more than {MAX_HEAD} bytes")
-
-
-def _address(name: Any) -> tuple[str, int] | None:
-    return (str(name[0]), int(name[1])) if isinstance(name, (tuple, list)) else None

@@ -110,7 +110,7 @@ def test_an_answer_can_be_drawn(
 def test_a_drawn_photo_is_decoded_once(client: TestClient, fake: Any, jpeg: bytes) -> None:
     decoded: list[int] = []
     decode = fake.decode
-    fake.decode = lambda image: (decoded.append(len(image)), decode(image))[1]
+    fake.decode = lambda image, enough_for: (decoded.append(len(image)), decode(image, enough_for))[1]
     client.post("/detect", files={"image": jpeg}, params={"format": "png"})
     assert decoded == [len(jpeg)]
 
