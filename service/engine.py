@@ -5,7 +5,7 @@ with Engine() as engine:
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -101,6 +101,7 @@ class Engine:
         self._specs = {name: model.spec for name, model in self._models.items()} if models is not None else scan(self.settings)
         for spec in self._specs.values():
             _check(spec)
+        self._chosen = _choices(list(self._specs.values()))
         self._choice: Choice | None = None
         self._loading = threading.Lock()
         self._closed = False
@@ -243,7 +244,10 @@ class Engine:
         return letterbox_scale(self._spec("detect", options.model))
 
     def _spec(self, task: Task, name: str | None) -> ModelSpec:
-        return _pick([spec for spec in self._specs.values() if spec.task == task], name)
+        spec = self._chosen.get((task, name))
+        if spec is None:
+            raise ModelUnknown(name or "(default)", [spec.name for spec in self._specs.values() if spec.task == task])
+        return spec
 
     def _model(self, task: Task, name: str | None) -> LoadedModel:
         return self.load(self._spec(task, name).name)
@@ -274,13 +278,13 @@ class Engine:
         return known or load(ensure(spec, self.settings, run_once, self._progress), self._choice, self.settings)
 
 
-def _pick(specs: list[ModelSpec], name: str | None) -> ModelSpec:
-    if name is None and specs:
-        return next((spec for spec in specs if spec.default), specs[0])
-    for spec in specs:
-        if spec.name == name:
-            return spec
-    raise ModelUnknown(name or "(default)", [spec.name for spec in specs])
+def _choices(specs: Sequence[ModelSpec]) -> dict[tuple[Task, str | None], ModelSpec]:
+    """The model that each task runs, by its name, and under None the default one: the first marked so, else the first."""
+    chosen: dict[tuple[Task, str | None], ModelSpec] = {}
+    for spec in sorted(specs, key=lambda spec: not spec.default):
+        chosen.setdefault((spec.task, None), spec)
+        chosen[spec.task, spec.name] = spec
+    return chosen
 
 
 def _check(spec: ModelSpec) -> None:

@@ -49,7 +49,7 @@ def serve(host: str, port: int, workers: int, settings: Settings) -> None:
     from service.cli.supervisor import Supervisor  # what serves takes a second to import: other commands need none of it
     from service.cli.worker import serve_alone, work
     from service.http import cells, logs
-    from service.http.server import listen
+    from service.http.listening import listen
 
     logs.configure(settings.log_level)
     try:

@@ -21,7 +21,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from service.errors import SetupError
-from service.http.server import hold_off
+from service.http.listening import hold_off
 
 logger = logging.getLogger("service.cli")
 SIGNALS = (signal.SIGTERM, signal.SIGINT)

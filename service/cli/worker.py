@@ -6,7 +6,6 @@ model still being loaded, must not keep the process alive, nor meet an interpret
 
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
@@ -26,22 +25,14 @@ from service.settings import Settings
 
 
 def serve_alone(listener: socket.socket, settings: Settings) -> NoReturn:
-    """Serve until SIGTERM or SIGINT, and leave: with status 0, or 1 where the engine cannot start. A second signal is obeyed at
-    once. Raises SetupError for what is wrong with the settings."""
+    """Serve until SIGTERM or SIGINT, and leave: with status 0, or 1 where the engine cannot start. Raises SetupError for what is
+    wrong with the settings."""
     reasons: list[str] = []
     server = _server(listener, settings, reasons.append, lambda _: None)
-
-    def end(*_: object) -> None:
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-        signal.signal(signal.SIGINT, lambda *_: os._exit(0))
-        server.stop()
-
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGINT, end)
-    status = server.run()
+    server.run()
     for reason in reasons:
         print(f"vision-service: {reason}", file=sys.stderr)
-    leave(status)
+    leave(server.status)
 
 
 def work(listener: socket.socket, table: Table, index: int, pipe: Connection) -> NoReturn:
@@ -68,7 +59,8 @@ def work(listener: socket.socket, table: Table, index: int, pipe: Connection) ->
         tell(str(error))
         leave(1)
     servers.append(server)
-    leave(server.run())
+    server.run()
+    leave(server.status)
 
 
 def _server(

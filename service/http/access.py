@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import VisionError
+from service.errors import NotReady, VisionError
 from service.http.logs import info
 from service.http.metrics import Metrics
 from service.http.problems import respond
@@ -40,13 +40,15 @@ class Access:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        record = _begin(scope)
+        record, state = _begin(scope), scope["state"]
         span = None if self._tracing is None else self._tracing.begin(record, scope)
         headers = [(b"x-request-id", record.request_id.encode()), *(() if span is None else span.headers)]
         self._metrics.begin()
 
         async def counted_receive() -> Message:
             message = await receive()
+            if "refusal" in state:  # the body will not come whole
+                raise state["refusal"]
             record.bytes_in += len(message.get("body", b""))
             return message
 
@@ -59,14 +61,16 @@ class Access:
             await send(message)
 
         try:
-            refusal = scope["state"].get("refusal")  # the server's, see service.http.protocol
-            app = self._app if refusal is None else respond(refusal, scope)
+            app = respond(state["refusal"], scope) if "refusal" in state else self._app  # see service.http.protocol
             await app(scope, counted_receive, counted_send)
         except ClientDisconnect:
             record.status, record.reason = CLIENT_GONE, "client_gone"
         except asyncio.CancelledError:  # the server's time is up
-            record.status, record.reason = record.status or 503, "shutting_down"
-            raise
+            if record.status:
+                record.reason = "shutting_down"
+                raise
+            await respond(NotReady("the service is shutting down"), scope)(scope, receive, counted_send)
+            record.reason = "shutting_down"
         except Exception:
             logger.exception("request failed", extra={"request_id": record.request_id})
             if record.status:  # the answer is half sent: only breaking the connection tells the client

@@ -35,7 +35,8 @@ from service.settings import Settings
 logger = logging.getLogger("service.http")
 FLUSH_SECONDS = 2.0  # that traces get to be sent in the end
 _TASK_WAYS = frozenset(("POST", task.path) for task in TASKS)
-CLOSING_SECONDS = 5.0  # that a model still being loaded is waited for when the process is told to stop
+CLOSING_SECONDS = 2.0  # that a model still being loaded is waited for when the process is told to stop
+ABANDONED_SECONDS = 0.5  # that a job is waited for whose client has gone, or was told that time is up
 
 
 def from_env() -> Fork:
@@ -165,7 +166,7 @@ def _lifespan(
         starter.start()
         yield
         for group in (quick, slow):
-            await asyncio.to_thread(group.close)
+            await asyncio.to_thread(group.close, ABANDONED_SECONDS)
         await asyncio.to_thread(starter.join, CLOSING_SECONDS)
         if not starter.is_alive():
             await asyncio.to_thread(engine.close)

@@ -6,22 +6,18 @@ What a client is told comes from the error's own message when the caller can act
 sentence with the request id, and its traceback goes to the log only.
 """
 
-import asyncio
-import contextlib
 import math
-import time
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, Field
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Scope
 
 from service import errors
 from service.http.record import record_of
 
 MEDIA_TYPE = "application/problem+json"
-LINGER_SECONDS, IDLE_SECONDS = 3.0, 0.5
 
 
 class PathUnknown(errors.InputError):
@@ -160,24 +156,5 @@ def respond(error: errors.VisionError, scope: Scope) -> Response:
         headers["Allow"] = ", ".join(problem.allowed)
     body = problem.model_dump_json(exclude_none=True)
     if isinstance(error, errors.BodyTooLarge):
-        return Closing(body, problem.status, {**headers, "Connection": "close"}, MEDIA_TYPE)
+        headers["Connection"] = "close"  # there is too much to come to be read and dropped
     return Response(body, problem.status, headers, MEDIA_TYPE)
-
-
-class Closing(Response):
-    """Answers before the request's body was read, then closes the connection.
-
-    Closing at once would reset the connection while the client still sends, and the answer would be lost with it; so what
-    arrives is read and dropped until the client has finished, gone or fallen silent, for LINGER_SECONDS at most.
-    """
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": self.body, "more_body": True})
-        end = time.monotonic() + LINGER_SECONDS
-        with contextlib.suppress(TimeoutError):
-            while time.monotonic() < end:
-                async with asyncio.timeout(IDLE_SECONDS):
-                    if not (await receive()).get("more_body", False):
-                        break
-        await send({"type": "http.response.body", "body": b"", "more_body": False})

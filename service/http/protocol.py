@@ -41,9 +41,9 @@ MAX_PIPELINED = 32  # requests that may wait on one connection
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds, and two numbers. `client`: of silence in a request. `request`: for a body that nobody reads, and for reading an answer.
-    `rest`: between two requests, longer than proxies keep theirs. `linger`: of silence after the last answer, or while the server
-    ends. `body`: bytes that one request may send, its chunks' headers and trailers too. `connections`: in this process."""
+    """Seconds, and two numbers. `client`: of silence in a request. `request`: for sending a body that nobody reads, or reading an
+    answer. `rest`: between two requests, longer than proxies keep theirs. `linger`: of silence after the last answer, or while the
+    server ends. `body`: bytes that one request may send, with what chunks and trailers add. `connections`: in this process."""
 
     client: float = 20.0
     request: float = 60.0
@@ -207,17 +207,21 @@ class Connection(HttpToolsProtocol):
     def _answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
+    @property
+    def _told_to_wait(self) -> bool:
+        return self.cycle is not None and self.cycle.waiting_for_100_continue
+
     def check(self, now: float) -> None:
         """Do what a client that keeps the server waiting has earned."""
         if self._is_stuck(now):
             self.reset()
-        elif self._unsent or self.flow.read_paused:
-            self.heard = self._since = now  # no other clock runs while the client reads, or the server does not
+        elif self._unsent or self.flow.read_paused or self._told_to_wait:
+            self.heard = self._since = now  # it is not the client's turn to send
         elif self._closing:
             if now - self.heard > self.server_state.limits.linger or now - self._since > self.server_state.limits.client:
                 self._socket.close()
         elif not self._deaf:
-            self._check_sender(now)
+            self._check_sender(now - self.heard, now - self._since)
 
     def _is_stuck(self, now: float) -> bool:
         """Does the client not read what it is sent, or for too long?"""
@@ -227,17 +231,18 @@ class Connection(HttpToolsProtocol):
             self._unsent, self._sent_at = unsent, now
         return unsent > 0 and (now - self._sent_at > limits.client or now - self._clogged_at > limits.request)
 
-    def _check_sender(self, now: float) -> None:
-        limits, silent, long = self.server_state.limits, now - self.heard, now - self._since
-        if self._phase == "body" and not self._answering:
+    def _check_sender(self, silent: float, long: float) -> None:
+        """`silent`: seconds since anything came, `long`: since this part of the request began."""
+        limits = self.server_state.limits
+        if self._phase == "head" or (self._phase == "body" and self._answering):
+            if (long if self._phase == "head" else silent) > limits.client:
+                self._break(RequestTimeout(f"nothing, or not enough, was sent for {limits.client:g} seconds"))
+        elif self._phase == "body":
             if silent > limits.client or long > limits.request:
                 self.close()
-        elif self._phase == "body" and self.cycle.waiting_for_100_continue:
-            self.heard = now
-        elif (silent if self._phase == "body" else long) > limits.client and self._phase in ("head", "body"):
-            self._break(RequestTimeout(f"nothing, or not enough, was sent for {limits.client:g} seconds"))
-        elif not self._answering and self._phase in ("new", "whole"):  # uvicorn's own timer is for those that rest
-            if silent > (limits.linger if self.server_state.refusal else limits.client if self._phase == "new" else limits.rest):
+        elif not self._answering:
+            rest = limits.client if self._phase == "new" else limits.rest
+            if silent > (rest if self.server_state.refusal is None else min(rest, limits.linger)):
                 self.close()
 
     def reset(self) -> None:

@@ -52,10 +52,8 @@ class Turns(Protocol):
 
 
 class Server(uvicorn.Server):
-    """Serves `app` on `listener`, a non-blocking listening socket, until stop(), SIGTERM or SIGINT; a second signal ends the process.
-
-    `status` is the process's exit status once run() has returned.
-    """
+    """Serves `app` on `listener`, a non-blocking listening socket, until stop(), SIGTERM or SIGINT; at a second signal the process
+    ends at once. `status` is what it should end with after run()."""
 
     server_state: State
 

@@ -18,7 +18,8 @@ from service.engine import ModelCard, StylizeAnswer
 from service.errors import ModelUnknown, NoFace, StyleUnknown
 from service.http.app import create_app
 from service.http.examples import ANSWERS
-from service.http.server import Server, listen
+from service.http.listening import listen
+from service.http.server import Server
 from service.photo import Photo, open_photo
 from service.settings import Settings
 from service.tasks.classify import ClassifyAnswer
@@ -244,7 +245,7 @@ def start_server() -> Iterator[Callable[..., Server]]:
         thread = threading.Thread(target=server.run)
         thread.start()
         running.append((server, thread))
-        wait_until(lambda: server.shared is not None)
+        wait_until(lambda: server.started)
         return server
 
     yield start
