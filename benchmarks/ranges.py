@@ -1,14 +1,14 @@
 """Measure the ranges of a model's tensors on photos, for its int8 form, and store them beside its model.toml.
 
-    python benchmarks/ranges.py MODEL FOLDER... [--every 2] [--method least-error] [--says "100 photos of ..."]
+    python benchmarks/ranges.py MODEL FOLDER... [--every 2] [--method squares] [--says "100 photos of ..."]
 
 Takes every photo below the folders (or each second, third, ...), prepares it as the model's task does (for an embedding model:
 each face of it), and runs the float32 graph with all tensors that matter as outputs. Never take photos that accuracy is measured
 on. Methods:
-    least-error   the range whose 255 steps give the least error, cubed and counted behind the activation that follows: squares
-                  would cut off more of the rare large values, which confident answers rest on
-    percentile    without the 0.01 % of values that lie furthest out on each side
-    minmax        all values
+    squares     the range whose 255 steps give the least squared error, counted behind the activation that follows
+    cubes       the same with cubes, which cut off less of the rare large values
+    percentile  without the 0.01 % of values that lie furthest out on each side
+    minmax      all values
 The next start builds the model again with the new ranges.
 """
 
@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -41,6 +42,7 @@ from service.tasks.task import Pixels, Timing
 SCREEN = Console(stderr=True)
 BINS = 4096
 SMALLEST_FACE = 24  # pixels
+POWERS = {"squares": 2, "cubes": 3}
 Bend = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
@@ -60,12 +62,19 @@ class Seen:
         self.counts = found if self.counts is None else self.counts + found
 
 
+class Values(NamedTuple):
+    """The middles of a histogram's bins, and how many values lie in each."""
+
+    values: NDArray[np.float64]
+    counts: NDArray[np.int64]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
     parser.add_argument("--every", type=int, default=1, help="take each n-th photo only")
-    parser.add_argument("--method", choices=["least-error", "percentile", "minmax"], default="least-error")
+    parser.add_argument("--method", choices=[*POWERS, "percentile", "minmax"], default="squares")
     parser.add_argument("--says", help="what the file says about the photos")
     arguments = parser.parse_args()
     found = (path for folder in arguments.folders for path in sorted(folder.rglob("*")))
@@ -134,17 +143,17 @@ def choose(seen: Seen, method: str, bend: Bend | None = None) -> tuple[float, fl
     if method == "minmax":
         return low, high
     there = seen.counts > 0
-    return least_error(values[there], seen.counts[there], low, high, bend or (lambda x: x))
+    return least_error(Values(values[there], seen.counts[there]), (low, high), bend or (lambda x: x), POWERS[method])
 
 
-def least_error(values: NDArray[np.float64], counts: NDArray[np.int64], low: float, high: float, bend: Bend) -> tuple[float, float]:
-    """The range inside (low, high) with the least cubed error of bend(values), each end tried in turn at steps of 1 %."""
-    wanted = bend(values)
+def least_error(values: Values, ends: tuple[float, float], bend: Bend, power: int) -> tuple[float, float]:
+    """The range inside `ends` with the least sum of |error| ** power of bend(values), each end tried in turn at steps of 1 %."""
+    wanted, (low, high) = bend(values.values), ends
 
     def error(ends: tuple[float, float]) -> float:
         scale, zero = steps_of("", *ends)
-        steps = np.clip(np.rint(values / scale) + int(zero), 0, 255)
-        return float((counts * np.abs(bend((steps - int(zero)) * float(scale)) - wanted) ** 3).sum())
+        steps = np.clip(np.rint(values.values / scale) + int(zero), 0, 255)
+        return float((values.counts * np.abs(bend((steps - int(zero)) * float(scale)) - wanted) ** power).sum())
 
     best = (low, high)
     for _ in range(3):

@@ -114,6 +114,8 @@ def _make(spec: ModelSpec, folder: Path, settings: Settings, run_graph: RunGraph
     except OSError as error:
         raise ExportFailed(f"{spec.name} could not be built in {folder}: {error}") from error
     progress.note(f"{spec.name}: built; {'; '.join(record.parity.values())}")
+    for name, reason in record.refused.items():
+        progress.note(f"{spec.name}: {name}.onnx is left out: {reason}")
     return describe(spec, folder)
 
 
