@@ -7,6 +7,7 @@ whatever the server does; one for which no connection is free is sent as soon as
 """
 
 import os
+import re
 import select
 import socket
 import time
@@ -17,11 +18,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 BUFFER = 2**18
+CODE = re.compile(rb'"code": *"(\w+)"')
 
 
 @dataclass
 class Tally:
-    """What came back. Latencies in seconds, from the first byte sent to the last one read, by status.
+    """What came back. Latencies in seconds, from the first byte sent to the last one read, by status and problem code.
 
     `seconds` is the time of asking, and `rate` counts the 200s in it; latencies also those that came after it.
     """
@@ -30,17 +32,21 @@ class Tally:
     rate: float = 0.0
     sent: int = 0
     due: int = 0
-    latencies: dict[int, list[float]] = field(default_factory=dict)
+    latencies: dict[str, list[float]] = field(default_factory=dict)
     without_retry_after: int = 0
     broken: int = 0
     unanswered: int = 0
     client_cores: float = 0.0
 
-    def answers(self, status: int) -> int:
-        return len(self.latencies.get(status, []))
+    def times(self, kind: str) -> list[float]:
+        """Latencies of answers whose kind ("200", "503 queue_full") begins so."""
+        return [seconds for name, times in self.latencies.items() if name.startswith(kind) for seconds in times]
 
-    def milliseconds(self, status: int, percentile: float) -> float | None:
-        times = self.latencies.get(status)
+    def answers(self, kind: str) -> int:
+        return len(self.times(kind))
+
+    def milliseconds(self, kind: str, percentile: float) -> float | None:
+        times = self.times(kind)
         return float(np.percentile(times, percentile)) * 1e3 if times else None
 
 
@@ -94,6 +100,7 @@ class Load:
 
     def __init__(self, port: int, messages: Iterator[bytes], connections: int, rate: float | None = None) -> None:
         self._port, self._messages, self._rate = port, messages, rate
+        self._next = next(messages, None)
         self._poll = select.epoll()
         self._all: dict[int, _Connection] = {}
         self._idle: deque[_Connection] = deque()
@@ -129,22 +136,20 @@ class Load:
     def _stop_watch(self) -> None:
         tally, cpu = self._tally, os.times()
         tally.seconds = time.perf_counter() - self._begin
-        tally.rate = tally.answers(200) / tally.seconds
+        tally.rate = tally.answers("200") / tally.seconds
         tally.client_cores = (cpu.user + cpu.system - self._cpu.user - self._cpu.system) / tally.seconds
 
     def _ask(self, elapsed: float) -> bool:
         """Send what is due on the connections that are free. False when there is nothing more to send, ever."""
         tally = self._tally
         tally.due = tally.sent + len(self._idle) if self._rate is None else int(elapsed * self._rate)
-        while self._idle and tally.sent < tally.due:
-            message = next(self._messages, None)
-            if message is None:
-                return False
+        while self._idle and tally.sent < tally.due and self._next is not None:
             connection = self._idle.popleft()
-            connection.rest, connection.answer, connection.began = memoryview(message), b"", time.perf_counter()
+            connection.rest, connection.answer, connection.began = memoryview(self._next), b"", time.perf_counter()
+            self._next = next(self._messages, None)
             tally.sent += 1
             self._advance(connection)
-        return True
+        return self._next is not None
 
     def _advance(self, connection: _Connection) -> None:
         if connection.rest:
@@ -164,7 +169,9 @@ class Load:
             self._replace(connection)
 
     def _count(self, connection: _Connection, status: int, headers: bytes) -> None:
-        self._tally.latencies.setdefault(status, []).append(time.perf_counter() - connection.began)
+        code = None if status == 200 else CODE.search(connection.answer)
+        kind = f"{status} {code[1].decode()}" if code else str(status)
+        self._tally.latencies.setdefault(kind, []).append(time.perf_counter() - connection.began)
         self._tally.without_retry_after += status == 503 and b"\r\nretry-after:" not in headers
         connection.began = 0.0
 

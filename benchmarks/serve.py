@@ -104,7 +104,7 @@ def planned(arguments: argparse.Namespace, folder: Path) -> Plan:
     for task in arguments.tasks:
         spec = specs[MODELS[task]]
         built = ensure(spec, settings, run_once, terminal_progress())
-        int8 = getattr(built, "variants", {}).get("int8", {}).get("model")
+        int8 = built.variants.get("int8", {}).get("model")
         models[task] = Graphs(built.graphs["model"], spec.folder / "labels.txt", int8)
     for name in arguments.photo:
         (folder / f"{name}.jpg").write_bytes(photo(name))

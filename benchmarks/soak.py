@@ -13,6 +13,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from client import multipart
@@ -84,7 +85,7 @@ def asked(
 ) -> Tally:
     """Send `count` requests and add (requests so far, MiB) to `points` twice a second."""
     before = points[-1][0] if points else 0.0
-    load = Load(port, (message for message, _ in zip(kinds, range(count), strict=False)), arguments.connections)
+    load = Load(port, islice(kinds, count), arguments.connections)
     over = threading.Event()
 
     def watch() -> None:
@@ -107,18 +108,18 @@ def idle_mib(process: int) -> float:
 
 def told(first: int, early: Tally, late: Tally, early_mib: float, late_mib: float) -> dict[str, float | None]:
     """Print and give the figures."""
-    answers: dict[int, int] = {}
+    answers: dict[str, int] = {}
     for tally in (early, late):
-        for status, times in tally.latencies.items():
-            answers[status] = answers.get(status, 0) + len(times)
+        for kind, times in tally.latencies.items():
+            answers[kind] = answers.get(kind, 0) + len(times)
     figures: dict[str, float | None] = {
         "requests": early.sent + late.sent,
         "seconds": early.seconds + late.seconds,
         f"MiB after {first}": early_mib,
         "MiB at the end": late_mib,
-        **{f"answers {status}": count for status, count in sorted(answers.items())},
+        **{f"answers {kind}": count for kind, count in sorted(answers.items())},
     }
-    lost = early.sent + late.sent - answers.get(200, 0)
+    lost = early.sent + late.sent - answers.get("200", 0)
     bars = [
         Bar(f"memory at the end, of that after the first {first}", late_mib / early_mib, 1.05, at_most=True),
         Bar("requests without a 200", lost, 0, at_most=True),

@@ -93,6 +93,9 @@ class _Writer:
     def write(self) -> ModelProto:
         if self.plan.entrance:
             self._enter()
+        for value in self.model.graph.input:
+            if value.name in self.plan.source:
+                self._quantise(value.name)
         for node in self.model.graph.node:
             if node.output[0] not in self.plan.dropped:
                 self._write_node(node)

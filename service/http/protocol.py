@@ -78,7 +78,7 @@ class State(ServerState):
             return True
         resting = [connection for connection in self.open if connection.resting]
         if resting:
-            min(resting, key=lambda connection: connection.heard).close()
+            min(resting, key=lambda connection: connection.since).close()
         return bool(resting)
 
 
@@ -93,7 +93,8 @@ class Line:
 
 
 class Connection(HttpToolsProtocol):
-    """`heard`: when (time of the loop) something was last received. `_phase`: which part of a request is received next."""
+    """`_phase`: which part of a request is being received; `since`: when that began, or the answer was complete; `_heard`: when
+    anything was last received. Moments are times of the loop."""
 
     server_state: State
 
@@ -104,7 +105,7 @@ class Connection(HttpToolsProtocol):
         self._socket: asyncio.Transport = cast(asyncio.Transport, None)
         self._phase: Literal["new", "head", "body", "whole"] = "new"
         self._size = 0  # bytes of that part, in reads that neither began nor ended it
-        self.heard = self._since = 0.0  # when it began, or when the answer to it was complete
+        self.since = self._heard = 0.0
         self._unsent, self._sent_at, self._clogged_at = 0, 0.0, 0.0
         self._refusal: VisionError | None = None  # of everything on this connection
         self._error: VisionError | None = None  # to be told after the answers before it
@@ -115,7 +116,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._socket = transport
         super().connection_made(cast(asyncio.Transport, Line(transport, self)))
-        self.heard = self.loop.time()
+        self.since = self._heard = self.loop.time()
         state = self.server_state
         state.counted(len(state.connections))
         if not state.make_room():
@@ -123,11 +124,10 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._unset_keepalive_if_required()
         self.server_state.counted(len(self.server_state.connections))
 
     def data_received(self, data: bytes) -> None:
-        self.heard = self.loop.time()
+        self._heard = self.loop.time()
         if self._deaf:
             return
         phase, scope = self._phase, self.scope
@@ -142,7 +142,7 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= MAX_PIPELINED:
             raise RequestMalformed(f"more than {MAX_PIPELINED} requests wait on one connection")
-        self._phase, self._size, self._since = "head", 0, self.heard
+        self._phase, self._size, self.since = "head", 0, self._heard
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -169,13 +169,21 @@ class Connection(HttpToolsProtocol):
         self._break(cause if isinstance(cause, VisionError) else RequestMalformed(f"this cannot be parsed: {error}"))
 
     def _unsupported_upgrade_warning(self) -> None:
-        self.cycle.keep_alive = False  # what follows would be in a protocol that is not spoken here
-        self._deaf = True
+        """What follows would be in a protocol that is not spoken here."""
+        self._deaf, self.cycle.keep_alive = True, False
+        if not self._answering:
+            self.close()
 
     def on_response_complete(self) -> None:
-        self._since = self.loop.time()
-        super().on_response_complete()
-        if self._error is not None and not self._answering:
+        """As uvicorn's, without a timer for the time until the next request."""
+        self.server_state.total_requests += 1
+        self.since = self.loop.time()
+        if self.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self._error is not None:
             self._tell(self._error)
 
     def is_closing(self) -> bool:
@@ -186,13 +194,13 @@ class Connection(HttpToolsProtocol):
         still sends, and the answer would be lost with it."""
         if not self.is_closing():
             self._deaf = self._closing = True
-            self.heard = self._since = self.loop.time()
+            self._heard = self.since = self.loop.time()
             self.flow.resume_reading()
             self._socket.write_eof()
 
     def shutdown(self) -> None:
         """The server ends: what has been asked is answered. A request may be on its way, so a resting connection stays a moment."""
-        self.heard = self.loop.time()
+        self.since = self._heard = self.loop.time()
         if self._answering:
             self.cycle.keep_alive = False
 
@@ -216,12 +224,12 @@ class Connection(HttpToolsProtocol):
         if self._is_stuck(now):
             self.reset()
         elif self._unsent or self.flow.read_paused or self._told_to_wait:
-            self.heard = self._since = now  # it is not the client's turn to send
+            self.since = self._heard = now  # it is not the client's turn to send
         elif self._closing:
-            if now - self.heard > self.server_state.limits.linger or now - self._since > self.server_state.limits.client:
+            if now - self._heard > self.server_state.limits.linger or now - self.since > self.server_state.limits.client:
                 self._socket.close()
         elif not self._deaf:
-            self._check_sender(now - self.heard, now - self._since)
+            self._check_sender(now - self._heard, now - self.since)
 
     def _is_stuck(self, now: float) -> bool:
         """Does the client not read what it is sent, or for too long?"""
@@ -242,7 +250,7 @@ class Connection(HttpToolsProtocol):
                 self.close()
         elif not self._answering:
             rest = limits.client if self._phase == "new" else limits.rest
-            if silent > (rest if self.server_state.refusal is None else min(rest, limits.linger)):
+            if long > (rest if self.server_state.refusal is None else min(rest, limits.linger)):
                 self.close()
 
     def reset(self) -> None:

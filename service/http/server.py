@@ -77,7 +77,6 @@ class Server(uvicorn.Server):
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            timeout_keep_alive=limits.rest,  # type: ignore[arg-type]  # passed on to call_later()
         )
         super().__init__(config)
         self.server_state = State(limits, turns.count if turns is not None else lambda _: None)

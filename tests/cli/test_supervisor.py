@@ -56,8 +56,8 @@ def listener() -> Iterator[socket.socket]:
 
 @pytest.fixture
 def make(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Supervisor]:
-    for name, seconds in (("FIRST_PAUSE", 0.01), ("LOOK", 0.05)):
-        monkeypatch.setattr(supervisor, name, seconds)
+    for name, value in (("FIRST_PAUSE", 0.01), ("LOOK", 0.05), ("MOST_FAILURES", 3)):
+        monkeypatch.setattr(supervisor, name, value)
     module = importlib.import_module("tests.cli.test_supervisor")  # as the other processes will know it
     return lambda work, **given: Supervisor(getattr(module, work), listener, 2, **{"grace": 5.0, **given})
 
@@ -116,7 +116,7 @@ def test_why_a_worker_cannot_start_is_told_at_once(make: Any, caplog: pytest.Log
 
 
 def test_a_worker_that_hangs_is_killed_and_replaced(make: Any, caplog: pytest.LogCaptureFixture) -> None:
-    kept = make("hang", hung=10)
+    kept = make("hang", hung=10, grace=0.5)
     watcher = when(lambda: "ended by signal 9" in caplog.text, sigterm)
     kept.run()
     watcher.join()

@@ -150,7 +150,7 @@ def test_a_request_that_the_end_of_the_service_cuts_short_is_logged_as_such(
         raise asyncio.CancelledError
 
     client = open_client(fake)
-    client.app.add_route("/endless", endless)
+    client.app.app.add_route("/endless", endless)
     caplog.set_level("INFO", "service.access")
     response = client.get("/endless")
     assert (response.status_code, response.json()["code"]) == (503, "not_ready")
@@ -169,7 +169,7 @@ def test_an_answer_that_breaks_half_way_breaks_the_connection(
         return StreamingResponse(body())
 
     client = open_client(fake)
-    client.app.add_route("/broken", broken)
+    client.app.app.add_route("/broken", broken)
     caplog.set_level("INFO", "service.access")
     with pytest.raises(ZeroDivisionError):
         client.get("/broken")

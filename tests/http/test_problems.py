@@ -103,7 +103,7 @@ def test_what_nobody_expected_is_told_without_its_inside(fake: Any, open_client:
     def endpoint() -> None:
         raise ZeroDivisionError("secret inside")
 
-    response = with_route(open_client(fake).app, endpoint).get("/added", headers={"x-request-id": "me-1"})
+    response = with_route(open_client(fake).app.app, endpoint).get("/added", headers={"x-request-id": "me-1"})
     assert (response.status_code, response.headers["content-type"]) == (500, "application/problem+json")
     assert response.json() | {"detail": ""} == {
         "type": "/problems/internal",
@@ -139,7 +139,7 @@ def test_a_validation_error_of_fastapi_is_a_problem(fake: Any, open_client: Any)
     def endpoint(size: int) -> int:
         return size
 
-    response = with_route(open_client(fake).app, endpoint).get("/added?size=big")
+    response = with_route(open_client(fake).app.app, endpoint).get("/added?size=big")
     assert (response.status_code, response.json()["code"], response.json()["option"]) == (422, "option_invalid", "size")
 
 
@@ -148,6 +148,6 @@ def test_any_http_exception_is_a_problem(fake: Any, open_client: Any, status: in
     def endpoint() -> None:
         raise HTTPException(status)
 
-    response = with_route(open_client(fake).app, endpoint).get("/added")
+    response = with_route(open_client(fake).app.app, endpoint).get("/added")
     assert response.status_code == expected
     Problem.model_validate(response.json())

@@ -10,14 +10,16 @@ from typing import Any
 
 import pytest
 
+from service.errors import VisionError
 from service.http.access import Access
 from service.http.listening import listen
 from service.http.metrics import Metrics
+from service.http.problems import respond
 from service.http.protocol import MAX_HEAD, MAX_PIPELINED, Limits
 from service.http.server import Server
 from service.settings import Settings
 
-SHORT = Limits(client=0.4, request=1.2, rest=0.4, linger=0.3)
+SHORT = Limits(client=0.4, request=0.8, rest=0.4, linger=0.1)
 MEGABYTES = 24 * 2**20  # more than the kernel keeps between the two
 GET = b"GET /answer HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -36,7 +38,10 @@ class App:
                 await send({"type": f"lifespan.{step}.complete"})
             return
         self.begun += 1
-        await getattr(self, scope["path"].strip("/*") or "answer")(scope, receive, send)
+        try:
+            await getattr(self, scope["path"].strip("/"))(scope, receive, send)
+        except VisionError as error:
+            await respond(error, scope)(scope, receive, send)
 
     async def answer(self, scope: Any, receive: Any, send: Any) -> None:
         size, more = 0, True
@@ -133,6 +138,7 @@ def problem(client: Any) -> tuple[int, str]:
     assert (headers["content-type"], headers["connection"]) == ("application/problem+json", "close")
     assert body["status"] == status
     assert client.closed_within(3)
+    client.close()
     return status, body["code"]
 
 
@@ -180,9 +186,7 @@ def test_a_chunked_body_with_trailers(server: Server, connect: Any, head: Any) -
     assert client.answer()[2]["size"] == 0
 
 
-@pytest.mark.parametrize(
-    ("target", "path"), [(b"/a%20b/answer", "/a b/answer"), (b"http://host/answer?q=%20", "/answer")]
-)
+@pytest.mark.parametrize(("target", "path"), [(b"/a%20b/answer", "/a b/answer"), (b"http://host/answer?q=%20", "/answer")])
 def test_the_path_as_it_is_asked(server: Server, connect: Any, app: App, target: bytes, path: str) -> None:
     app.__class__ = type("Any", (App,), {"a b/answer": App.answer})
     client = connect(server.port)
@@ -266,10 +270,19 @@ def test_a_client_that_leaves_is_noticed(server: Server, connect: Any, app: App,
     at_peace()
 
 
+def test_another_protocol_is_not_waited_for_after_an_early_answer(server: Server, connect: Any, head: Any, at_peace: Any) -> None:
+    client = connect(server.port)
+    client.sendall(head(5, "Connection: Upgrade", "Upgrade: h2c", path="/unread"))
+    assert client.answer()[0] == 200
+    client.sendall(b"12345")
+    assert client.closed_within(3)
+    at_peace()
+
+
 # What applications do wrong.
 
 
-@pytest.mark.parametrize("path", ["broken", "silent", "injected"])
+@pytest.mark.parametrize("path", ["broken", "silent"])
 def test_an_application_without_a_response_is_a_500(server: Server, connect: Any, path: str, at_peace: Any) -> None:
     client = connect(server.port)
     client.sendall(GET.replace(b"answer", path.encode()))
@@ -277,8 +290,10 @@ def test_an_application_without_a_response_is_a_500(server: Server, connect: Any
     at_peace()
 
 
-@pytest.mark.parametrize("path", [b"half", b"short"])
-def test_half_a_response_breaks_the_connection(server: Server, connect: Any, path: bytes, at_peace: Any) -> None:
+@pytest.mark.parametrize("path", [b"half", b"short", b"injected"])
+def test_half_a_response_or_a_header_with_a_line_break_breaks_the_connection(
+    server: Server, connect: Any, path: bytes, at_peace: Any
+) -> None:
     client = connect(server.port)
     client.sendall(GET.replace(b"answer", path))
     with pytest.raises((AssertionError, OSError)):
@@ -436,9 +451,7 @@ def test_garbage_behind_a_request_waits_for_its_answer(server: Server, connect: 
 # Too many connections.
 
 
-def test_over_the_limit_the_one_that_rests_gives_way_else_503(
-    start_server: Any, app: App, wrapped: Access, connect: Any
-) -> None:
+def test_over_the_limit_the_one_that_rests_gives_way_else_503(start_server: Any, app: App, wrapped: Access, connect: Any) -> None:
     server = start_server(wrapped, limits=Limits(connections=2))
     busy, resting = connect(server.port), connect(server.port)
     for client, path in ((resting, b"answer"), (busy, b"late")):
@@ -459,7 +472,10 @@ def test_over_the_limit_the_one_that_rests_gives_way_else_503(
 # The end.
 
 
-def test_at_the_end_what_runs_is_finished_and_the_rest_is_503(server: Server, connect: Any, app: App, wait: Any) -> None:
+def test_at_the_end_what_runs_is_finished_and_the_rest_is_503(
+    start_server: Any, connect: Any, app: App, wrapped: Access, wait: Any
+) -> None:
+    server = start_server(wrapped, limits=Limits(client=2, linger=1))
     running, fresh, resting, half = (connect(server.port) for _ in range(4))
     resting.sendall(GET)
     assert resting.answer()[0] == 200
@@ -479,8 +495,9 @@ def test_at_the_end_what_runs_is_finished_and_the_rest_is_503(server: Server, co
 
 
 def test_when_time_is_up_what_waits_is_503(
-    start_server: Any, connect: Any, app: App, wrapped: Access, head: Any, wait: Any
+    start_server: Any, connect: Any, app: App, wrapped: Access, head: Any, wait: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("service.http.server.FLUSH_SECONDS", 0.5)
     server = start_server(wrapped, Settings(shutdown_seconds=0.2), limits=Limits(linger=0.2))
     running, sending, reading = (connect(server.port) for _ in range(3))
     running.sendall(GET.replace(b"answer", b"late"))

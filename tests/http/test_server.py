@@ -43,7 +43,7 @@ def test_a_client_that_sends_on_still_gets_the_answer(serve: Any, connect: Any, 
 
 
 def test_an_endless_chunked_body_is_cut(serve: Any, connect: Any, head: Any, make_engine: Any) -> None:
-    port = serve(make_engine(max_body_bytes=100_000))
+    port = serve(make_engine(max_body_bytes=100_000, client_timeout=0.5))
     block = b"10000\r\n" + b"x" * 65_536 + b"\r\n"
     with connect(port) as connection:
         connection.sendall(head(None) + block * 2)
@@ -53,6 +53,42 @@ def test_an_endless_chunked_body_is_cut(serve: Any, connect: Any, head: Any, mak
         with pytest.raises((ConnectionResetError, BrokenPipeError)):
             _flood(connection, block, 15)
         assert time.monotonic() - start < 10
+
+
+def test_of_a_body_without_end_only_so_much_is_dropped(serve: Any, connect: Any, head: Any, make_engine: Any) -> None:
+    port = serve(make_engine(max_body_bytes=1024))
+    with connect(port) as connection:
+        connection.sendall(head(None, path="/nothing"))
+        assert connection.answer()[0] == 404
+        connection.sendall((b"10000\r\n" + b"x" * 65_536 + b"\r\n") * 32)
+        assert connection.closed_within(5)
+
+
+def test_over_the_queue_every_request_is_refused_on_its_own_connection(
+    serve: Any, connect: Any, head: Any, make_engine: Any, jpeg: bytes, wait: Callable[..., None]
+) -> None:
+    engine = make_engine(cores=1, parallel=1, queue_length=1, queue_timeout=60.0)
+    go = threading.Event()
+    engine.before = lambda: go.wait(30)
+    engine.concurrency = 1
+    port = serve(engine)
+    request = head(200_000) + jpeg.ljust(200_000, b"\0")
+    held = [connect(port) for _ in range(2)]
+    for connection in held:
+        connection.sendall(request)
+        time.sleep(0.2)  # the first one runs, the second one waits
+    flood = [connect(port) for _ in range(50)]
+    for _ in range(4):
+        for connection in flood:
+            connection.sendall(request)
+        for connection in flood:
+            status, headers, problem = connection.answer()
+            assert (status, problem["code"]) == (503, "queue_full")
+            assert "connection" not in headers
+    go.set()
+    assert [connection.answer()[0] for connection in held] == [200, 200]
+    flood[0].sendall(request)
+    assert flood[0].answer()[0] == 200
 
 
 def _flood(connection: socket.socket, block: bytes, seconds: float) -> None:
