@@ -5,6 +5,7 @@ told to load nothing from elsewhere, so that they are the same with no network: 
 """
 
 import asyncio
+import itertools
 import logging
 import os
 import re
@@ -24,6 +25,8 @@ CLIENT_GONE = 499  # as nginx logs it
 FROM_HERE_ONLY = (b"content-security-policy", b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:")
 SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 TRACE_PARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+
+_PROCESS, _COUNTER = os.urandom(10).hex(), itertools.count(1)  # an id that no other process gives, without a system call each time
 
 Header = tuple[bytes, bytes]
 logger = logging.getLogger("service.access")
@@ -91,7 +94,7 @@ def _begin(scope: Scope) -> Record:
             record.request_id = str(value, "ascii")
         elif name == b"traceparent":
             record.trace_id = _trace_id(value)
-    record.request_id = record.request_id or os.urandom(16).hex()
+    record.request_id = record.request_id or f"{_PROCESS}{next(_COUNTER):012x}"
     state = scope.setdefault("state", {})
     state["request_id"], state["record"] = record.request_id, record
     return record

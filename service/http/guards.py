@@ -7,9 +7,10 @@ what arrives while that is full is refused at once. Bodies that are being read o
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
-from typing import Self, TypeVar
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
@@ -21,6 +22,7 @@ from service.settings import Settings
 
 Result = TypeVar("Result")
 PATIENCE = 0.25  # seconds that a job may take before it is watched whether its client is still there
+TICK = 0.05  # seconds between two looks at what waits for a moment
 NICE = 10  # of paintings: where cores are short they get a tenth of what a quick answer gets
 UPLOADS = 8  # bodies of the largest size that may be in memory at once
 UPLOAD_RETRY = 2.0  # seconds after which a client that met too many uploads should come back
@@ -76,6 +78,7 @@ class Workers:
     def __init__(self, threads: int, queue_length: int, timeout: float, *, patience: float | None = None, nice: int = 0) -> None:
         self.crew = Crew(threads, queue_length=queue_length, patience=patience, nice=nice, name="nice" if nice else "quick")
         self._timeout = timeout
+        self._clock = _Clock()
 
     @classmethod
     def of(cls, settings: Settings, slow: bool = False) -> "Workers":
@@ -91,14 +94,9 @@ class Workers:
         """Raises QueueFull, with the seconds after which a place is likely, when no further job would be taken now."""
         self.crew.check(kind)
 
-    @asynccontextmanager
-    async def deadline(self) -> AsyncIterator[None]:
-        """Gives up what is inside after the request's time. Raises DeadlineExceeded."""
-        try:
-            async with asyncio.timeout(self._timeout):
-                yield
-        except TimeoutError:
-            raise DeadlineExceeded(f"the request was not served within {self._timeout:g} seconds") from None
+    def deadline(self) -> "Deadline":
+        """For `async with`: what is inside is given up after the request's time. Raises DeadlineExceeded."""
+        return Deadline(self._clock, self._timeout)
 
     async def run(self, kind: str, job: Callable[[], Result], receive: Receive) -> Result:
         """The result of `job` run on a thread. A job that nobody waits for any more is dropped if it has not begun.
@@ -115,10 +113,12 @@ class Workers:
                 loop.call_soon_threadsafe(_settle, answer, result, error)
 
         ticket = self.crew.submit(kind, job, done)
-        watch = _Watch(loop, answer, receive)
+        watch = _Watch(answer, receive, loop.time() + PATIENCE)
+        self._clock.add(watch)
         try:
             return await answer
         finally:
+            self._clock.drop(watch)
             watch.end()
             if not answer.done() or answer.cancelled() or watch.gone:
                 self.crew.drop(ticket)
@@ -128,23 +128,78 @@ class Workers:
         return self.crew.close(timeout)
 
 
-class _Watch:
-    """After PATIENCE, looks whether the client is still there; when it goes away, `answer` raises ClientDisconnect."""
+class _Timed(Protocol):
+    def check(self, now: float) -> None:
+        """Do what is due at the loop's time `now`."""
+        ...
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, answer: "asyncio.Future[Result]", receive: Receive) -> None:
+
+class _Clock:
+    """Looks at everything that waits for a moment, every TICK seconds while there is something: two timers for each request, nearly
+    all of them for nothing, would cost more than all else about waiting. For one event loop."""
+
+    def __init__(self) -> None:
+        self._timed: set[_Timed] = set()
+        self._ticking = False
+
+    def add(self, timed: _Timed) -> None:
+        self._timed.add(timed)
+        if not self._ticking:
+            self._ticking = True
+            asyncio.get_running_loop().call_later(TICK, self._tick)
+
+    def drop(self, timed: _Timed) -> None:
+        self._timed.discard(timed)
+
+    def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for timed in tuple(self._timed):
+            timed.check(now)
+        self._ticking = bool(self._timed)
+        if self._ticking:
+            loop.call_later(TICK, self._tick)
+
+
+class Deadline:
+    """As asyncio.timeout(), on a shared clock: up to TICK seconds late."""
+
+    def __init__(self, clock: _Clock, seconds: float) -> None:
+        self._clock, self._seconds = clock, seconds
+        self._passed = False
+
+    async def __aenter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task, self._cancelling = task, task.cancelling()
+        self._until = asyncio.get_running_loop().time() + self._seconds
+        self._clock.add(self)
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._clock.drop(self)
+        if self._passed and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise DeadlineExceeded(f"the request was not served within {self._seconds:g} seconds") from None
+
+    def check(self, now: float) -> None:
+        if now >= self._until and not self._passed:
+            self._passed = True
+            self._task.cancel()
+
+
+class _Watch:
+    """From the moment `begin` on, looks whether the client is still there; when it goes away, `answer` raises ClientDisconnect."""
+
+    def __init__(self, answer: "asyncio.Future[Any]", receive: Receive, begin: float) -> None:
         self.gone = False
-        self._answer = answer
-        self._receive = receive
+        self._answer, self._receive, self._begin = answer, receive, begin
         self._task: asyncio.Task[None] | None = None
-        self._timer = loop.call_later(PATIENCE, self._begin)
 
     def end(self) -> None:
-        self._timer.cancel()
         if self._task is not None:
             self._task.cancel()
 
-    def _begin(self) -> None:
-        if not self._answer.done():
+    def check(self, now: float) -> None:
+        if now >= self._begin and self._task is None and not self._answer.done():
             self._task = asyncio.ensure_future(self._look())
 
     async def _look(self) -> None:

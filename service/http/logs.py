@@ -1,14 +1,17 @@
 """Logs as one JSON object a line on stderr: time, level, logger, message, and whatever `extra` a record carries."""
 
+import asyncio
 import json
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import TextIO
 
 from pydantic_core import to_json
 
+HOLD_SECONDS, MOST_HELD = 0.02, 100
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
@@ -27,25 +30,34 @@ class JsonLines(logging.Formatter):
 
 
 class Lines(logging.StreamHandler[TextIO]):
-    """A handler with a second, short way in, for what is logged with every request."""
+    """A handler with a second, short way in, for what is logged with every request.
+
+    Such lines are written together, HOLD_SECONDS after the first of them or when there are many: a write for each would have every
+    thread of a busy service wait for it. A record that comes the long way is written at once, after them.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.setFormatter(JsonLines())
+        self._held: list[str] = []
         self._second, self._told = 0, ""
 
     def put(self, logger: str, message: str, fields: Mapping[str, object]) -> None:
-        """Write one line at the level info: as a log record would come out, at a fifth of its time."""
-        self.acquire()
-        try:
+        """Write one line at the level info, as a log record would come out; at once where no event loop is running."""
+        with self.lock or nullcontext():
             head = {"time": self._now(), "level": "info", "logger": logger, "message": message}
-            line = str(to_json({**head, **fields}, ensure_ascii=True), "ascii")
-            self.stream.write(line + self.terminator)
-            self.stream.flush()
-        except Exception:  # noqa: BLE001 - as logging itself does: a log that cannot be written fails no request
-            self.handleError(logging.makeLogRecord({"name": logger, "msg": message}))
-        finally:
-            self.release()
+            try:
+                self._held.append(str(to_json({**head, **fields}, ensure_ascii=True), "ascii"))
+            except ValueError:
+                self.handleError(logging.makeLogRecord({"name": logger, "msg": message}))
+            count = len(self._held)
+        if count == 1:
+            try:
+                asyncio.get_running_loop().call_later(HOLD_SECONDS, self.flush)
+            except RuntimeError:
+                self.flush()
+        elif count >= MOST_HELD:
+            self.flush()
 
     def _now(self) -> str:
         """The time as JsonLines tells it; what it says of the second is worked out once a second."""
@@ -54,6 +66,21 @@ class Lines(logging.StreamHandler[TextIO]):
         if second != self._second:
             self._second, self._told = second, datetime.fromtimestamp(second, UTC).isoformat()[:19]
         return f"{self._told}.{rest:03d}+00:00"
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.flush()
+        super().emit(record)
+
+    def flush(self) -> None:
+        """Write what is held back. The end of a process does so too, by logging.shutdown()."""
+        with self.lock or nullcontext():
+            if self._held:
+                lines, self._held = self.terminator.join([*self._held, ""]), []
+                try:
+                    self.stream.write(lines)
+                except Exception:  # noqa: BLE001 - as logging itself does: a log that cannot be written fails no request
+                    self.handleError(logging.makeLogRecord({"msg": "lines of requests"}))
+        super().flush()
 
 
 def info(logger: logging.Logger, message: str, fields: Mapping[str, object]) -> None:

@@ -66,7 +66,7 @@ class Explanation(BaseModel):
 
 def accept_of(request: Request) -> str:
     """The Accept header, all its lines as one."""
-    return ", ".join(request.headers.getlist("accept"))
+    return ", ".join([value.decode("latin-1") for name, value in request.scope["headers"] if name == b"accept"])
 
 
 def as_json(answer: BaseModel) -> Response:

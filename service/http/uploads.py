@@ -25,6 +25,7 @@ from service.http.options import read_options, too_long
 from service.tasks.task import Strict
 
 Options = TypeVar("Options", bound=Strict)
+BODY_HEADERS = frozenset((b"content-type", b"content-length", b"content-encoding", b"transfer-encoding"))
 USUAL_FORM = re.compile(r"multipart/form-data; ?boundary=([\w'()+,./:?-]{1,70})", re.ASCII)
 FORM, BYTES = "multipart/form-data", "application/octet-stream"
 LONG_JSON = 256 * 2**10  # bytes from which JSON is parsed off the event loop
@@ -77,24 +78,25 @@ async def read_upload(request: Request, fields: Fields, kind: type[Options], met
     Raises BodyTooLarge, UnsupportedMedia, MalformedBody, ImageMissing, OptionInvalid; QueueFull when the bodies that the service
     holds leave no room for this one; ClientDisconnect when the client goes away.
     """
-    media, boundary = _content_type(request.headers.get("content-type"))
-    announced = _announced(request, meter.limit)
-    given = await _read_body(request, media, boundary, fields, meter, announced)
+    headers = _headers(request)
+    announced = _announced(headers, meter.limit)
+    given = await _read_body(request, headers, fields, meter, announced)
     _check_images(given, fields)
     if given.cut:
         raise too_long(kind, given.cut[0], fields.names)
-    options = read_options(kind, request.query_params.multi_items(), given.options, fields.names)
+    options = read_options(
+        kind, request.query_params.multi_items() if request.scope["query_string"] else (), given.options, fields.names
+    )
     return Upload(given.images, options)
 
 
-async def _read_body(
-    request: Request, media: str, boundary: bytes | None, fields: Fields, meter: Meter, announced: int | None
-) -> _Given:
-    encoding = request.headers.get("content-encoding", "identity")
+async def _read_body(request: Request, headers: Mapping[bytes, str], fields: Fields, meter: Meter, announced: int | None) -> _Given:
+    encoding = headers.get(b"content-encoding", "identity")
     if encoding.lower() != "identity":
         raise UnsupportedMedia(f"the body is encoded as {encoding!r:.80}; send it as it is, without Content-Encoding")
     if announced == 0:
         return _Given()
+    media, boundary = _content_type(headers.get(b"content-type"))
     if media == FORM:
         return await _read_form(request, boundary, fields, meter)
     if media == JSON:
@@ -114,11 +116,20 @@ def _content_type(header: str | None) -> tuple[str, bytes | None]:
     return media.decode("latin-1"), parameters.get(b"boundary")
 
 
-def _announced(request: Request, max_bytes: int) -> int | None:
+def _headers(request: Request) -> dict[bytes, str]:
+    """Those that say what the body is: the first of each name."""
+    found: dict[bytes, str] = {}
+    for name, value in request.scope["headers"]:
+        if name in BODY_HEADERS and name not in found:
+            found[name] = value.decode("latin-1")
+    return found
+
+
+def _announced(headers: Mapping[bytes, str], max_bytes: int) -> int | None:
     """Bytes that the request says it carries; None when it does not say (chunked)."""
-    if "transfer-encoding" in request.headers:
+    if b"transfer-encoding" in headers:
         return None
-    length = request.headers.get("content-length", "0")
+    length = headers.get(b"content-length", "0")
     if not (length.isascii() and length.isdigit() and len(length) < 20):
         raise MalformedBody(f"Content-Length {length!r:.40} is not a number")
     if int(length) > max_bytes:
