@@ -47,7 +47,9 @@ class Settings(BaseModel):
     batch: int = Field(0, ge=0, le=1024, description="most pictures in one run of a model; 0: as measured")
     reduced_decode: bool = Field(True, description="decode a JPEG at 1/2 to 1/8 of its size where the model needs no more")
     queue_length: int = Field(256, ge=1, le=100_000, description="requests of one task that may wait before 503")
-    queue_timeout: float = Field(2.0, gt=0, le=3600, description="seconds a request may wait for its turn before 503; not paintings")
+    queue_timeout: float = Field(
+        2.0, gt=0, le=3600, description="seconds a request, not a painting, may wait for its turn before 503"
+    )
     request_timeout: float = Field(60.0, gt=0, le=3600, description="seconds until a request is given up with 504")
     client_timeout: float = Field(20.0, gt=0, le=3600, description="seconds a client may send or read nothing in a request")
     shutdown_seconds: float = Field(30.0, ge=0, le=3600, description="seconds that running requests get to end at SIGTERM")

@@ -10,8 +10,9 @@ import sys
 from service.cli.verbs import Verbs
 from service.doctor import NVIDIA_DRIVER
 from service.errors import SettingInvalid
+from service.loaded import tune_ahead
 from service.repository.progress import terminal_progress
-from service.repository.store import ensure, scan
+from service.repository.store import ensure, find_built, scan
 from service.runtime.machine import usable_cores
 from service.runtime.providers import choose
 from service.runtime.session import run_once
@@ -37,10 +38,14 @@ def run(arguments: argparse.Namespace) -> int:
     choice = choose(settings.device)
     if choice.note and NVIDIA_DRIVER.exists():
         print(f"running on {choice.provider}: {choice.note}", file=sys.stderr)
-    for spec in scan(settings).values():
-        ensure(spec, settings, run_once, terminal_progress())
+    specs = scan(settings).values()
+    built = [find_built(spec, settings) or ensure(spec, settings, run_once, terminal_progress()) for spec in specs]
     os.environ["VISION_CORES"] = str(share(settings.cores or usable_cores(), arguments.workers))
-    serve(arguments.host, arguments.port, arguments.workers, Settings.from_env())
+    settings = Settings.from_env()
+    if arguments.workers > 1:  # which would measure all at once, and each other
+        for model in built:
+            tune_ahead(model, choice, settings)
+    serve(arguments.host, arguments.port, arguments.workers, settings)
     return 0
 
 
