@@ -1,7 +1,7 @@
-"""multipart/form-data (RFC 7578) into memory as it streams in; nothing ever touches the disk.
+"""multipart/form-data (RFC 7578) in memory; nothing ever touches the disk.
 
-    chunks -> FormReader.feed ... finish -> parts
-    a whole body of the usual kind -> read_at_once -> the same parts, for a tenth of the work
+    a body of the usual kind -> read_at_once -> parts, which are views of the body
+    any other body           -> FormReader.feed ... finish -> the same parts, for ten times the work
 
 Only parts that may be images are kept whole. Of any other part MAX_TEXT bytes are kept: enough for every option, and for saying
 which fields arrived.
@@ -58,7 +58,7 @@ def read_at_once(body: Data, boundary: bytes, whole: Collection[str]) -> list[Pa
 
     `whole` names the fields that are kept whole. The parts' data are views of `body`.
     """
-    body = body if isinstance(body, bytes) else bytes(body)
+    body = bytes(body) if isinstance(body, memoryview) else body
     delimiter, parts = b"\r\n--" + boundary, list[Part]()
     at = len(delimiter)
     if not body.startswith(delimiter[2:] + b"\r\n") or b"\r" in boundary:
@@ -77,7 +77,7 @@ def read_at_once(body: Data, boundary: bytes, whole: Collection[str]) -> list[Pa
         match body[at - 2 : at]:
             case b"\r\n":
                 continue
-            case b"--" if body[at:] in {b"", b"\r\n"}:
+            case b"--" if body[at:] in (b"", b"\r\n"):
                 return parts
             case _:
                 return None

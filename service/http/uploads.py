@@ -18,7 +18,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from service.errors import BodyTooLarge, ImageMissing, MalformedBody, OptionInvalid, UnsupportedMedia
-from service.http.forms import MAX_PARTS, MAX_TEXT, Data, FormReader, Part, grown, read_at_once
+from service.http.forms import MAX_PARTS, MAX_TEXT, Data, FormReader, Part, read_at_once
 from service.http.guards import Meter
 from service.http.negotiation import JSON
 from service.http.options import read_options, too_long
@@ -98,12 +98,12 @@ async def _read_body(request: Request, headers: Mapping[bytes, str], fields: Fie
         return _Given()
     media, boundary = _content_type(headers.get(b"content-type"))
     if media == FORM:
-        return await _read_form(request, boundary, fields, meter)
+        return _read_form(await _read_whole(request, meter, announced), boundary, fields)
     if media == JSON:
-        body = await _read_whole(request, meter)
+        body = await _read_whole(request, meter, announced)
         return await asyncio.to_thread(_from_json, body, fields) if len(body) > LONG_JSON else _from_json(body, fields)
     if (media.startswith("image/") or media == BYTES) and fields.raw:
-        return _Given({fields.raw: await _read_whole(request, meter)}, arrived=[fields.raw])
+        return _Given({fields.raw: await _read_whole(request, meter, announced)}, arrived=[fields.raw])
     raise _refusal(media, fields)
 
 
@@ -145,30 +145,34 @@ async def _receive(request: Request, meter: Meter) -> tuple[bytes, bool]:
     return meter.count(message.get("body", b"")), message.get("more_body", False)
 
 
-async def _read_whole(request: Request, meter: Meter) -> Data:
+async def _read_whole(request: Request, meter: Meter, announced: int | None) -> Data:
+    """The body in one piece: the server's own where it came so, else one buffer of the announced size, filled piece by piece."""
     piece, more = await _receive(request, meter)
-    body: Data = piece
-    while more:
+    if not more:
+        return piece
+    body, end = bytearray(announced or 0), 0
+    while True:
+        if end + len(piece) > len(body):  # chunked: nobody has said how much it will be
+            body.extend(bytes(max(len(piece), len(body))))
+        body[end : end + len(piece)] = piece
+        end += len(piece)
+        if not more:
+            del body[end:]
+            return body
         piece, more = await _receive(request, meter)
-        body = grown(body, piece) if piece else body
-    return body
 
 
-async def _read_form(request: Request, boundary: bytes | None, fields: Fields, meter: Meter) -> _Given:
+def _read_form(body: Data, boundary: bytes | None, fields: Fields) -> _Given:
     if not boundary:
         raise MalformedBody("the Content-Type of the form names no boundary; let the HTTP client set this header")
-    piece, more = await _receive(request, meter)
-    parts = None if more else read_at_once(piece, boundary, fields.names)
-    if parts is not None:
-        return _from_parts(parts, fields)
-    reader, empty = FormReader(boundary, fields.names), True
-    while True:
-        if piece:
-            reader.feed(piece)
-            empty = False
-        if not more:
-            return _Given() if empty else _from_parts(reader.finish(), fields)
-        piece, more = await _receive(request, meter)
+    if not body:
+        return _Given()
+    parts = read_at_once(body, boundary, fields.names)
+    if parts is None:
+        reader = FormReader(boundary, fields.names)
+        reader.feed(bytes(body))
+        parts = reader.finish()
+    return _from_parts(parts, fields)
 
 
 def _from_parts(parts: Sequence[Part], fields: Fields) -> _Given:
