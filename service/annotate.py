@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from service.imaging.draw import Mark, draw
 from service.tasks.detect import Detection
-from service.tasks.faces import Face
+from service.tasks.face_embedding import Face
 from service.tasks.task import Box, Pixels
 
 

@@ -12,7 +12,9 @@ from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from service.errors import ModelUnknown, NotReady, SettingInvalid, SpecInvalid, StyleUnknown
+from service.errors import InputError, ModelUnknown, NotReady, SettingInvalid, SpecInvalid, StyleUnknown
+from service.gallery import check_models, open_gallery
+from service.gallery.gallery import EmbeddingModel, Gallery
 from service.imaging.codec import Scale, decode, encode
 from service.imaging.transforms import use_one_thread
 from service.loaded import LoadedModel, load, load_known
@@ -27,8 +29,10 @@ from service.runtime.tuning import Tuning
 from service.settings import Settings
 from service.tasks.classify import ClassifyAnswer, ClassifyOptions, classify, crop_scale
 from service.tasks.detect import DetectAnswer, DetectOptions, detect, letterbox_scale
+from service.tasks.face_embedding import METHOD
 from service.tasks.faces import DetectFacesAnswer, DetectFacesOptions, VerifyFaceAnswer, VerifyFaceOptions, detect_faces, verify
 from service.tasks.options import explain
+from service.tasks.people import EnrollAnswer, EnrollOptions, IdentifyAnswer, IdentifyOptions, Limits, enroll, identify
 from service.tasks.stylize import SAMPLE, StyleInfo, StylizeOptions, list_styles, pick_painter, stylize, thumbnail
 from service.tasks.task import ImageInfo, ModelInfo, Pixels, Strict, Timing, TimingMs
 
@@ -93,6 +97,7 @@ class Engine:
         settings: Settings | None = None,
         *,
         models: Mapping[str, LoadedModel] | None = None,
+        gallery: Gallery | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.settings = settings or Settings.from_env()
@@ -103,7 +108,9 @@ class Engine:
             _check(spec)
         self._chosen = _choices(list(self._specs.values()))
         self._choice: Choice | None = None
+        self._gallery = gallery
         self._loading = threading.Lock()
+        self._opening = threading.Lock()
         self._closed = False
         self._thumbnails: dict[str, bytes] = {}
 
@@ -122,6 +129,10 @@ class Engine:
             models, self._models = self._models, {}
         for model in models.values():
             model.close()
+        with self._opening:
+            gallery, self._gallery = self._gallery, None
+        if gallery is not None:
+            gallery.close()
 
     def __enter__(self) -> Self:
         try:
@@ -213,6 +224,61 @@ class Engine:
         info = ImageInfo(width=painted.shape[1], height=painted.shape[0])
         return StylizeAnswer(painted, model.info, info, timing.report(), options)
 
+    def enroll(
+        self, subject: str, photos: Mapping[str, ImageLike | InputError], options: EnrollOptions | None = None, **given: Any
+    ) -> EnrollAnswer:
+        """Know the person on these photos again, as `subject`: all are enrolled, or none (options.partial: those that can be).
+
+        `photos` are named, for messages; one may be the error that it could not be decoded with.
+        """
+        options = _options(EnrollOptions, options, given)
+        models = detector, embedder = self._model("detect-faces", None), self._model("embed-face", None)
+        opened = {name: self._tried(photo) for name, photo in photos.items()}
+        timing = Timing().again(*(photo.timing for photo in opened.values() if isinstance(photo, Photo)))
+        pixels = {name: photo.pixels if isinstance(photo, Photo) else photo for name, photo in opened.items()}
+        limits = Limits(self.settings.min_face_size, self.settings.min_face_sharpness)
+        result = enroll(pixels, subject, options, limits, models, self.gallery, timing)
+        return EnrollAnswer(model=embedder.info, detector=detector.info, timing_ms=timing.report(), **result)
+
+    def identify(self, image: ImageLike, options: IdentifyOptions | None = None, **given: Any) -> IdentifyAnswer:
+        """Who are the people on the photo?"""
+        options = _options(IdentifyOptions, options, given)
+        models = detector, embedder = self._model("detect-faces", None), self._model("embed-face", None)
+        photo, timing = self._opened(image)
+        result = identify(photo.pixels, options, self.settings.max_faces, models, self.gallery, timing)
+        return IdentifyAnswer(model=embedder.info, detector=detector.info, image=photo.info, timing_ms=timing.report(), **result)
+
+    @property
+    def gallery(self) -> Gallery:
+        """The faces that are known, opened at its first use for the default embedding model.
+
+        Raises what open_gallery raises, GalleryMismatch where faces of another model are in it, ModelUnknown where no embedding
+        model is loaded, and NotReady after close().
+        """
+        gallery = self._gallery
+        if gallery is None:
+            model = self.embedding_model
+            with self._opening:
+                if self._closed:
+                    raise NotReady("the engine is closed")
+                if self._gallery is None:
+                    opened = open_gallery(self.settings, model)
+                    try:
+                        check_models(opened)
+                    except BaseException:
+                        opened.close()
+                        raise
+                    self._gallery = opened
+                gallery = self._gallery
+        return gallery
+
+    @property
+    def embedding_model(self) -> EmbeddingModel:
+        """What makes the embeddings of enroll() and identify(). Raises what load() raises."""
+        loaded = self._model("embed-face", None)
+        (output,) = loaded.sessions["model"].outputs
+        return EmbeddingModel(loaded.spec.name, loaded.spec.version, loaded.digest, METHOD, int(output.shape[-1] or 0))
+
     def styles(self) -> list[StyleInfo]:
         """The built-in styles of every model that has some."""
         return [style for spec in self._specs.values() if spec.styles for style in list_styles(spec)]
@@ -235,6 +301,15 @@ class Engine:
     def _opened(self, image: ImageLike, enough_for: ClassifyOptions | DetectOptions | None = None) -> tuple[Photo, Timing]:
         photo = self.decode(image, enough_for)
         return photo, photo.timing.again()
+
+    def _tried(self, image: ImageLike | InputError) -> Photo | InputError:
+        """The photo, or why it is none."""
+        if isinstance(image, InputError):
+            return image
+        try:
+            return self.decode(image)
+        except InputError as error:
+            return error
 
     def _scale(self, options: ClassifyOptions | DetectOptions | None) -> Scale | None:
         if options is None or not self.settings.reduced_decode:

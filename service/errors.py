@@ -7,14 +7,17 @@ An error says what was wrong and what would be right. `code` is stable: clients 
       InputError              the caller can mend it
         ImageMissing  NotAnImage  ImageDamaged  ImageTooSmall  TooManyPixels  BodyTooLarge  MalformedBody
         UnsupportedMedia  NotAcceptable  OptionInvalid  ModelUnknown  StyleUnknown  NoFace  SeveralFaces
+        FaceTooSmall  FaceBlurred  EnrollmentRefused  SubjectUnknown  FaceUnknown  SubjectExists
       Busy                    the caller may try again
-        QueueFull  QueueTimeout  DeadlineExceeded  NotReady
+        QueueFull  QueueTimeout  DeadlineExceeded  NotReady  GalleryUnavailable
       InferenceFailed         a model run failed
       SetupError              the operator can mend it; met before or while starting, never in a request
         SettingInvalid  RuntimeMissing  DeviceUnavailable  SpecInvalid  FetchFailed  DigestMismatch  ExportFailed  ParityFailed
+        GalleryMismatch
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 class VisionError(Exception):
@@ -139,6 +142,68 @@ class SeveralFaces(InputError):
         self.count = count
 
 
+class FaceTooSmall(InputError):
+    """A face to enroll has `measured` pixels at its shorter side and needs `limit`."""
+
+    code = "face_too_small"
+    title = "The face is too small to be enrolled"
+
+    def __init__(self, photo: str, measured: float, limit: float) -> None:
+        super().__init__(
+            f"the face in {photo} is {measured:.1f} pixels wide; {limit:g} are needed to be known again, so send a larger picture of it"
+        )
+        self.photo, self.measured, self.limit = photo, measured, limit
+
+
+class FaceBlurred(InputError):
+    """A face to enroll has a sharpness of `measured` and needs `limit`; see service.tasks.face_quality."""
+
+    code = "face_blurred"
+    title = "The face is too blurred to be enrolled"
+
+    def __init__(self, photo: str, measured: float, limit: float) -> None:
+        super().__init__(
+            f"the face in {photo} has a sharpness of {measured:.4f}; {limit:g} is needed to be known again, so send a photo in focus"
+        )
+        self.photo, self.measured, self.limit = photo, measured, limit
+
+
+class EnrollmentRefused(InputError):
+    """Of several photos, `refused` cannot be enrolled, so none was: for each its name, code and detail."""
+
+    code = "enrollment_refused"
+    title = "Some of the photos cannot be enrolled, so none was"
+
+    def __init__(self, refused: Sequence[Mapping[str, Any]], photos: int) -> None:
+        names = ", ".join(str(one["photo"]) for one in refused)
+        super().__init__(f"{len(refused)} of {photos} photos cannot be enrolled: {names}; leave them out, or send partial=true")
+        self.refused = tuple(refused)
+
+
+class SubjectUnknown(InputError):
+    code = "subject_unknown"
+    title = "There is no such subject"
+
+    def __init__(self, collection: str, name: str) -> None:
+        super().__init__(f"there is no subject {name!r:.210} in the gallery {collection!r:.210}; GET /subjects lists them")
+
+
+class FaceUnknown(InputError):
+    code = "face_unknown"
+    title = "There is no such face"
+
+    def __init__(self, name: str, face_id: str) -> None:
+        super().__init__(f"the subject {name!r:.210} has no face {face_id!r:.80}; GET /subjects/{{subject}} lists them")
+
+
+class SubjectExists(InputError):
+    code = "subject_exists"
+    title = "There is a subject of that name already"
+
+    def __init__(self, collection: str, name: str) -> None:
+        super().__init__(f"the gallery {collection!r:.210} has a subject {name!r:.210} already; give another name")
+
+
 class Busy(VisionError):
     """Nothing is wrong with the request; try again after `retry_after` seconds."""
 
@@ -168,6 +233,13 @@ class DeadlineExceeded(Busy):
 class NotReady(Busy):
     code = "not_ready"
     title = "The service is not ready"
+
+
+class GalleryUnavailable(Busy):
+    """The gallery's database does not answer, or cannot be written."""
+
+    code = "gallery_unavailable"
+    title = "The face gallery cannot be reached"
 
 
 class InferenceFailed(VisionError):
@@ -212,3 +284,17 @@ class ExportFailed(SetupError):
 
 class ParityFailed(ExportFailed):
     code = "parity_failed"
+
+
+class GalleryMismatch(SetupError):
+    """Faces were enrolled with another embedding model than the one loaded."""
+
+    code = "gallery_mismatch"
+    title = "The face gallery was made by another model"
+
+    def __init__(self, collection: str, theirs: object, ours: object) -> None:
+        super().__init__(
+            f"the faces of the gallery {collection!r:.210} were enrolled with {theirs}, but the model here is {ours}, and the two cannot "
+            "be compared; load that model (VISION_MODELS), or enroll the photos anew: "
+            "vision-service faces reembed FOLDER"
+        )

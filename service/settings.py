@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from platformdirs import user_data_path
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
 from service.errors import SettingInvalid
 
@@ -59,7 +60,21 @@ class Settings(BaseModel):
     min_image_side: int = Field(8, ge=1, description="shortest side of a picture in pixels, before 422")
     max_faces: int = Field(256, ge=1, description="most faces answered per photo, the most confident first")
     max_style_side: int = Field(2048, ge=64, description="longest side of a painted picture; larger photos are scaled down to it")
+    min_face_size: float = Field(32.0, ge=12, le=112, description="pixels of a face's shorter side, below which it is not enrolled")
+    min_face_sharpness: float = Field(0.005, ge=0, le=1, description="sharpness of a face, below which it is not enrolled")
+    gallery_url: SecretStr | None = Field(
+        None, description="where faces are kept: sqlite:///path or postgresql://...; empty: gallery.sqlite3 in the data folder"
+    )
+    api_keys: SecretStr | None = Field(None, description="keys of clients: name:scope[+scope]:key, with commas between")
+    api_keys_file: Path | None = Field(None, description="a file with such keys, one a line")
+    open: bool = Field(False, description="serve other machines without keys")
+    cors_origins: Names = Field((), description="origins of web pages that may call the service, separated by commas, or *")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
+
+    @property
+    def data_folder(self) -> Path:
+        """Where the service keeps what it must not lose, absolute; it may not be there yet."""
+        return (self.data_dir or user_data_path("vision-service", appauthor=False)).absolute()
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:

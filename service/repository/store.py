@@ -8,8 +8,6 @@ a wheel's models always there.
 import os
 from pathlib import Path
 
-from platformdirs import user_data_path
-
 from service.errors import ExportFailed, SettingInvalid, SetupError
 from service.repository.build import BuiltModel, Record, RunGraph, build, damage, describe, read_record
 from service.repository.files import locked
@@ -150,5 +148,4 @@ def _folders(spec: ModelSpec, settings: Settings) -> list[Path]:
 
 
 def _data_folder(spec: ModelSpec, settings: Settings) -> Path:
-    data = settings.data_dir or user_data_path("vision-service", appauthor=False)
-    return data.absolute() / "models" / spec.name
+    return settings.data_folder / "models" / spec.name

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from service import settings as settings_module
 from service.doctor import examine
 from service.errors import ExportFailed, FetchFailed, ParityFailed, SettingInvalid, SetupError, SpecInvalid
 from service.repository import store
@@ -178,7 +179,7 @@ def test_without_a_setting_the_data_folder_is_the_users(make_spec: Any, monkeypa
     spec = make_spec()
     monkeypatch.setattr(store, "_PACKAGE", spec.folder.parent)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
-    monkeypatch.setattr(store, "user_data_path", lambda name, appauthor: tmp_path / "share" / name)
+    monkeypatch.setattr(settings_module, "user_data_path", lambda name, appauthor: tmp_path / "share" / name)
     assert build_folder(spec, Settings()) == tmp_path / "share" / "vision-service" / "models" / "tiny"
 
 

@@ -13,17 +13,8 @@ from pydantic import ValidationError
 from service.errors import ImageTooSmall, InputError, NoFace, SeveralFaces, SpecInvalid
 from service.repository.spec import ModelSpec, Threshold, load_spec
 from service.tasks.face_detector import Found, find_faces, merge
-from service.tasks.faces import (
-    DetectFacesOptions,
-    Verification,
-    VerifyFaceAnswer,
-    VerifyFaceOptions,
-    cosine,
-    detect_faces,
-    false_match_rate,
-    prominence,
-    verify,
-)
+from service.tasks.face_embedding import cosine, false_match_rate, prominence
+from service.tasks.faces import DetectFacesOptions, Verification, VerifyFaceAnswer, VerifyFaceOptions, detect_faces, verify
 from service.tasks.task import Box, Timing
 
 ROOT = Path(__file__).parents[2]

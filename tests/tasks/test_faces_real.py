@@ -12,17 +12,8 @@ from numpy.typing import NDArray
 
 from service.errors import NoFace
 from service.loaded import LoadedModel
-from service.tasks.faces import (
-    TEMPLATE,
-    DetectFacesOptions,
-    Face,
-    Verification,
-    VerifyFaceOptions,
-    align,
-    cosine,
-    detect_faces,
-    verify,
-)
+from service.tasks.face_embedding import TEMPLATE, Face, align, cosine
+from service.tasks.faces import DetectFacesOptions, Verification, VerifyFaceOptions, detect_faces, verify
 from service.tasks.task import Box, Timing
 
 Pixels = NDArray[np.uint8]

@@ -1,0 +1,23 @@
+"""What both databases do alike with one face: its id, and its numbers as bytes."""
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+ID_BYTES = 16
+
+
+def face_id(subject_id: str, embedding: NDArray[np.float32]) -> str:
+    """32 hexadecimal digits, the same for the same numbers under the same subject. `subject_id`: what never changes about it."""
+    return hashlib.blake2b(to_bytes(embedding), digest_size=ID_BYTES, key=subject_id.encode()).hexdigest()
+
+
+def to_bytes(embedding: NDArray[np.float32]) -> bytes:
+    """Little-endian float32, 4 d bytes."""
+    return np.ascontiguousarray(embedding, dtype="<f4").tobytes()
+
+
+def from_bytes(data: bytes) -> NDArray[np.float32]:
+    """The inverse of to_bytes: float32 [d], read-only."""
+    return np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False)

@@ -1,0 +1,126 @@
+"""What all work with faces shares: which face counts, how it is aligned, its embedding, and how alike two are.
+
+pixels and landmarks -> aligned onto TEMPLATE, "pixels" uint8 [n, 112, 112, 3] -> "embedding" [n, d] -> cosine
+"""
+
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field
+
+from service.errors import ImageTooSmall, NoFace, SeveralFaces, SpecInvalid
+from service.imaging.boxes import clip
+from service.imaging.transforms import similarity, warp
+from service.repository.spec import Threshold
+from service.tasks.face_detector import Found
+from service.tasks.face_quality import SMALL_SIZE, UNUSABLE_SIZE
+from service.tasks.task import Box, Model, Pixels, Point, Timing, in_pixels
+
+TEMPLATE: Final = np.array([(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)])
+"""Where the landmarks of an aligned face lie in 112 x 112 pixels. Reference: Deng and others, ArcFace, CVPR 2019."""
+ALIGNED_SIDE: Final = 112
+METHOD: Final = "aligned-1"
+"""Names what align() and embed() do. Embeddings made in another way cannot be compared with these: change it with them."""
+
+Pick = Literal["prominent", "largest", "only"]
+CONFIDENCE: Final = "least confidence that a face is one; lower finds more, and more that are none"
+
+
+class Landmarks(BaseModel):
+    """Right and left are the person's own."""
+
+    right_eye: Point
+    left_eye: Point
+    nose: Point
+    mouth_right: Point
+    mouth_left: Point
+
+
+class Face(BaseModel):
+    box: Box
+    confidence: float = Field(description="0 to 1")
+    landmarks: Landmarks
+
+
+def align(pixels: Pixels, landmarks: NDArray[np.floating]) -> Pixels:
+    """The face whose landmarks [10] are given, [112, 112, 3], its landmarks as close to TEMPLATE as a similarity can bring them."""
+    return warp(pixels, similarity(landmarks.reshape(5, 2), TEMPLATE), ALIGNED_SIDE, ALIGNED_SIDE)
+
+
+def prominence(boxes: NDArray[np.float32], height: int, width: int) -> NDArray[np.floating]:
+    """Area minus twice the squared distance from the photo's centre, for boxes [k, 4]: [k], in square pixels."""
+    across, down = (boxes[:, 0] + boxes[:, 2] - width) / 2, (boxes[:, 1] + boxes[:, 3] - height) / 2
+    return areas(boxes) - 2 * (across**2 + down**2)
+
+
+def areas(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Areas [k] of boxes [k, 4], in square pixels."""
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
+def embed(crops: NDArray[np.uint8], model: Model, timing: Timing) -> NDArray[np.float32]:
+    """Embeddings [n, d] of length 1 of aligned faces [n, 112, 112, 3]. Raises what `model.run` raises."""
+    raw = model.run({"pixels": crops}, timing)["embedding"].astype(np.float64)
+    lengths = np.linalg.norm(raw, axis=1, keepdims=True)
+    return (raw / np.maximum(lengths, 1e-12)).astype(np.float32)
+
+
+def cosine(a: NDArray[np.generic], b: NDArray[np.generic]) -> float:
+    """Cosine of the angle between two embeddings [d], -1..1."""
+    first, second = a.astype(np.float64), b.astype(np.float64)
+    lengths = float(np.linalg.norm(first) * np.linalg.norm(second))
+    return float(np.clip(first @ second / max(lengths, 1e-12), -1, 1))
+
+
+def threshold_of(model: Model) -> Threshold:
+    """The measured threshold of an embedding model. Raises SpecInvalid where it has none."""
+    if model.spec.threshold is None:
+        raise SpecInvalid(f"{model.spec.name}: an embedding model needs a [threshold]")
+    return model.spec.threshold
+
+
+def false_match_rate(measured: Threshold, threshold: float) -> float | None:
+    """The false-match rate that `threshold` stands for: interpolated between measured ones, None outside of them."""
+    if threshold == measured.value:
+        return measured.false_match_rate
+    rates = sorted(measured.rates, key=lambda rate: rate.threshold)
+    if not rates or not rates[0].threshold <= threshold <= rates[-1].threshold:
+        return None
+    return float(np.interp(threshold, [rate.threshold for rate in rates], [rate.false_match_rate for rate in rates]))
+
+
+def choose(name: str, found: Found, pixels: Pixels, pick: Pick, confidence: float) -> int:
+    """Row of the face of the photo `name` that counts. Raises NoFace, SeveralFaces or ImageTooSmall."""
+    height, width = pixels.shape[:2]
+    if not len(found):
+        raise NoFace(
+            name,
+            f"no face was found in {name} ({width} x {height} pixels) with a confidence of {confidence:g} or more; "
+            f"send a photo that shows the face from the front, upright, in focus and at least {SMALL_SIZE} pixels wide",
+        )
+    if pick == "only" and len(found) > 1:
+        raise SeveralFaces(name, len(found))
+    boxes = clip(found.boxes, height, width)
+    ranks = prominence(boxes, height, width) if pick == "prominent" else areas(boxes)
+    row = int(ranks.argmax())
+    size = float(min(found.boxes[row, 2:] - found.boxes[row, :2]))
+    if size < UNUSABLE_SIZE:
+        error = ImageTooSmall(
+            f"the face in {name} is {size:.1f} pixels wide, too small to compare; "
+            f"{UNUSABLE_SIZE} are the least, {SMALL_SIZE} or more are better"
+        )
+        error.photo = name
+        raise error
+    return row
+
+
+def describe(found: Found, row: int, pixels: Pixels) -> Face:
+    """The face in that row as an answer shows it."""
+    x_min, y_min, x_max, y_max = in_pixels(clip(found.boxes[row], *pixels.shape[:2]))
+    points = [Point(x=x, y=y) for x, y in map(in_pixels, found.landmarks[row].reshape(5, 2))]
+    return Face(
+        box=Box(x_min=x_min, y_min=y_min, x_max=x_max, y_max=y_max),
+        confidence=float(found.scores[row]),
+        landmarks=Landmarks(**dict(zip(Landmarks.model_fields, points, strict=True))),
+    )

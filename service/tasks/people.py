@@ -1,0 +1,279 @@
+"""Who it is: faces to be known again, and faces known again.
+
+enroll:   photos -> the one face that counts of each -> quality good enough? -> embeddings -> stored under a subject, all or none
+identify: photo -> every face -> embeddings -> the subjects most like each, from the threshold on; below it: unknown
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import AfterValidator, BaseModel, Field
+
+from service.errors import EnrollmentRefused, FaceBlurred, FaceTooSmall, ImageTooSmall, InputError
+from service.gallery.gallery import Gallery, Match, NewFace, StoredFace
+from service.gallery.names import DEFAULT, MAX_NAME, check_name
+from service.tasks.face_detector import Found, find_faces
+from service.tasks.face_embedding import CONFIDENCE, Face, Pick, align, choose, describe, embed, false_match_rate, threshold_of
+from service.tasks.face_quality import UNUSABLE_SIZE, FaceQuality, assess
+from service.tasks.task import Answer, Box, Model, ModelInfo, Pixels, Strict, Timing, TimingMs
+
+MAX_BATCH = 16
+"""Faces embedded in one run of the model: bounds memory on a photo of a crowd."""
+
+
+def _checked(text: str) -> str:
+    try:
+        return check_name("gallery", text)
+    except InputError as error:
+        raise ValueError(str(error)) from None
+
+
+CollectionName = Annotated[str, AfterValidator(_checked)]
+_COLLECTION = f"name of a separate collection of faces, up to {MAX_NAME} characters"
+
+
+class EnrollOptions(Strict):
+    gallery: CollectionName = Field(DEFAULT, description=_COLLECTION)
+    face: Pick = Field(
+        "only", description="which face of a photo counts: the only one, the prominent (large and central), the largest"
+    )
+    partial: bool = Field(False, description="enroll the photos that can be, where others are refused; else all or none")
+    confidence: float = Field(0.6, ge=0, le=1, description=CONFIDENCE)
+
+
+class IdentifyOptions(Strict):
+    top_k: int = Field(1, ge=1, le=100, description="most candidates for each face")
+    threshold: float | None = Field(
+        None, ge=-1, le=1, description="similarity from which on a subject is a candidate; empty: the model's own"
+    )
+    gallery: CollectionName = Field(DEFAULT, description=_COLLECTION)
+    confidence: float = Field(0.6, ge=0, le=1, description=CONFIDENCE)
+
+
+class Candidate(BaseModel):
+    subject: str
+    similarity: float = Field(description="cosine of the face's embedding and the subject's most similar one, -1 to 1")
+    face_id: str = Field(description="the subject's face that is most similar")
+
+
+class EnrolledFace(BaseModel):
+    face_id: str = Field(description="32 hexadecimal digits")
+    photo: str = Field(description='the photo that it came from: "image", or of several "image[1]", "image[2]", ...')
+    box: Box
+    quality: FaceQuality
+    known: bool = Field(description="this subject had just this face from the same photo already; nothing was added")
+    also: list[Candidate] = Field(description="other subjects under which this face seems to stand already, most similar first")
+
+
+class Refusal(BaseModel):
+    """Why one photo was not enrolled."""
+
+    photo: str
+    code: str = Field(description="the code of the problem that the photo alone would have met")
+    detail: str
+    measured: float | None = Field(None, description="the quality that is too low, where it is one")
+    limit: float | None = Field(None, description="the least that is taken")
+
+
+class EnrollAnswer(BaseModel):
+    model: ModelInfo
+    detector: ModelInfo
+    timing_ms: TimingMs
+    gallery: str
+    subject: str
+    faces: list[EnrolledFace] = Field(description="one for each photo that was enrolled, in the order of the photos")
+    refused: list[Refusal] = Field(description="photos that were not; only with partial=true")
+    warnings: list[str] = Field(description="what should be looked at, in plain words: the same face under another name above all")
+
+
+class IdentifiedFace(Face):
+    quality: FaceQuality
+    unknown: bool = Field(description="no subject is similar enough, or the face is too small to be compared")
+    candidates: list[Candidate] = Field(description="subjects similar enough, most similar first; empty where unknown")
+
+
+class IdentifyAnswer(Answer):
+    detector: ModelInfo
+    gallery: str
+    threshold: float
+    false_match_rate: float | None = Field(
+        description="share of pairs of different people that this threshold took for one person, as measured; null: not measured"
+    )
+    false_match_pairs: int | None = Field(description="how many pairs of different people that was measured on")
+    false_identification_rate: float | None = Field(
+        description="share of strangers that would be taken for one of the subjects of this gallery, if its faces were independent of "
+        "each other: 1 - (1 - false_match_rate) ** faces; null: not measured"
+    )
+    subjects: int = Field(description="how many subjects each face was compared with")
+    enrolled_faces: int = Field(description="how many faces those have")
+    faces: list[IdentifiedFace] = Field(description="every face of the photo, the most confident first")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a face needs to be enrolled: `size` in pixels of the shorter side, `sharpness` as in service.tasks.face_quality."""
+
+    size: float
+    sharpness: float
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A face that can be enrolled."""
+
+    photo: str
+    face: Face
+    quality: FaceQuality
+    crop: Pixels
+
+
+def enroll(
+    photos: Mapping[str, Pixels | InputError],
+    subject: str,
+    options: EnrollOptions,
+    limits: Limits,
+    models: tuple[Model, Model],
+    gallery: Gallery,
+    timing: Timing,
+) -> dict[str, Any]:
+    """Enroll one face of each photo, which are named; `models` are detector and embedder. The fields of EnrollAnswer that are known here.
+
+    A photo may also be the error that it could not be decoded with. Raises OptionInvalid for the subject's name, the refusal itself
+    where the only photo is refused, EnrollmentRefused where one of several is (with options.partial: where all are), and what the
+    gallery and `run` of the models raise.
+    """
+    subject = check_name("subject", subject)
+    detector, embedder = models
+    seen, refused = list[_Seen](), list[InputError]()
+    for name, photo in photos.items():
+        try:
+            seen.append(_look(name, photo, options, limits, detector, timing))
+        except InputError as error:
+            error.photo = name
+            refused.append(error)
+    if refused and (not options.partial or not seen):
+        if len(photos) == 1:
+            raise refused[0]
+        raise EnrollmentRefused([_refusal(error).model_dump(exclude_none=True) for error in refused], len(photos))
+    embeddings = _embed([one.crop for one in seen], embedder, timing)
+    with timing.measure("postprocess"):
+        threshold = threshold_of(embedder).value
+        alike = gallery.search(options.gallery, embeddings, top_k=4, threshold=threshold)
+        new = [
+            NewFace(embedding, _corners(one.face.box), one.quality.model_dump())
+            for one, embedding in zip(seen, embeddings, strict=True)
+        ]
+        stored = gallery.enroll(options.gallery, subject, new)
+    faces = [_enrolled(*of, subject) for of in zip(seen, stored, alike.matches, strict=True)]
+    return {
+        "gallery": options.gallery,
+        "subject": subject,
+        "faces": faces,
+        "refused": [_refusal(error) for error in refused],
+        "warnings": _warnings(faces, subject),
+    }
+
+
+def identify(
+    pixels: Pixels,
+    options: IdentifyOptions,
+    max_faces: int,
+    models: tuple[Model, Model],
+    gallery: Gallery,
+    timing: Timing,
+) -> dict[str, Any]:
+    """Every face of a photo, at most `max_faces`, with who it may be; `models` are detector and embedder. The fields of IdentifyAnswer
+    that are known here. Raises what the gallery and `run` of the models raise."""
+    detector, embedder = models
+    measured = threshold_of(embedder)
+    threshold = measured.value if options.threshold is None else options.threshold
+    found = find_faces(pixels, options.confidence, detector, timing)
+    found = found.take(np.arange(min(len(found), max_faces)))
+    with timing.measure("preprocess"):
+        crops = [align(pixels, landmarks) for landmarks in found.landmarks]
+        qualities = [_quality(found, row, pixels, crop) for row, crop in enumerate(crops)]
+    usable = [row for row, quality in enumerate(qualities) if quality.size >= UNUSABLE_SIZE]
+    embeddings = _embed([crops[row] for row in usable], embedder, timing)
+    with timing.measure("postprocess"):
+        search = gallery.search(options.gallery, embeddings, options.top_k, threshold)
+        matches = dict(zip(usable, search.matches, strict=True))
+        faces = [_identified(describe(found, row, pixels), qualities[row], matches.get(row, ())) for row in range(len(found))]
+    rate = false_match_rate(measured, threshold)
+    return {
+        "gallery": options.gallery,
+        "threshold": threshold,
+        "false_match_rate": rate,
+        "false_match_pairs": None if rate is None else measured.impostor_pairs,
+        "false_identification_rate": None if rate is None else 1 - (1 - rate) ** search.faces,
+        "subjects": search.subjects,
+        "enrolled_faces": search.faces,
+        "faces": faces,
+    }
+
+
+def _look(name: str, photo: Pixels | InputError, options: EnrollOptions, limits: Limits, detector: Model, timing: Timing) -> _Seen:
+    """The face of a photo that counts. Raises NoFace, SeveralFaces, FaceTooSmall, FaceBlurred, or what `photo` is."""
+    if isinstance(photo, InputError):
+        raise photo
+    found = find_faces(photo, options.confidence, detector, timing)
+    try:
+        row = choose(name, found, photo, options.face, options.confidence)
+    except ImageTooSmall:
+        sizes = (found.boxes[:, 2:] - found.boxes[:, :2]).min(axis=1)
+        raise FaceTooSmall(name, float(sizes.max()), limits.size) from None
+    with timing.measure("preprocess"):
+        crop = align(photo, found.landmarks[row])
+        quality = _quality(found, row, photo, crop)
+    if quality.size < limits.size:
+        raise FaceTooSmall(name, quality.size, limits.size)
+    if quality.sharpness < limits.sharpness:
+        raise FaceBlurred(name, quality.sharpness, limits.sharpness)
+    return _Seen(name, describe(found, row, photo), quality, crop)
+
+
+def _embed(crops: Sequence[Pixels], embedder: Model, timing: Timing) -> Any:
+    batches = [np.stack(crops[start : start + MAX_BATCH]) for start in range(0, len(crops), MAX_BATCH)]
+    embeddings = [embed(batch, embedder, timing) for batch in batches]
+    return np.concatenate(embeddings) if embeddings else np.empty((0, 0), np.float32)
+
+
+def _quality(found: Found, row: int, pixels: Pixels, crop: Pixels) -> FaceQuality:
+    return assess(found.boxes[row], found.landmarks[row], crop, *pixels.shape[:2])
+
+
+def _corners(box: Box) -> tuple[float, float, float, float]:
+    return box.x_min, box.y_min, box.x_max, box.y_max
+
+
+def _candidate(match: Match) -> Candidate:
+    return Candidate(subject=match.subject, similarity=match.similarity, face_id=match.face_id)
+
+
+def _identified(face: Face, quality: FaceQuality, matches: Sequence[Match]) -> IdentifiedFace:
+    candidates = [_candidate(match) for match in matches]
+    return IdentifiedFace(**dict(face), quality=quality, unknown=not candidates, candidates=candidates)
+
+
+def _enrolled(seen: _Seen, stored: StoredFace, alike: Sequence[Match], subject: str) -> EnrolledFace:
+    others = [_candidate(match) for match in alike if match.subject != subject]
+    return EnrolledFace(
+        face_id=stored.face_id, photo=seen.photo, box=seen.face.box, quality=seen.quality, known=stored.known, also=others
+    )
+
+
+def _warnings(faces: Sequence[EnrolledFace], subject: str) -> list[str]:
+    best: dict[str, float] = {}
+    for other in (candidate for face in faces for candidate in face.also):
+        best[other.subject] = max(best.get(other.subject, -1.0), other.similarity)
+    return [
+        f"the same face seems to stand under {name!r} already (similarity {likeness:.3f}); if {name!r} and {subject!r} are one person, "
+        "delete one of them, or rename"
+        for name, likeness in sorted(best.items(), key=lambda item: -item[1])
+    ]
+
+
+def _refusal(error: InputError) -> Refusal:
+    measured, limit = getattr(error, "measured", None), getattr(error, "limit", None)
+    return Refusal(photo=error.photo or "", code=error.code, detail=str(error), measured=measured, limit=limit)
