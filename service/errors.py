@@ -150,7 +150,7 @@ class FaceTooSmall(InputError):
 
     def __init__(self, photo: str, measured: float, limit: float) -> None:
         super().__init__(
-            f"the face in {photo} is {measured:.1f} pixels wide; {limit:g} are needed to be known again, so send a larger picture of it"
+            f"the face in {photo} is {measured:.1f} pixels wide; {limit:g} are needed to be known again; send a larger one"
         )
         self.photo, self.measured, self.limit = photo, measured, limit
 
@@ -163,7 +163,7 @@ class FaceBlurred(InputError):
 
     def __init__(self, photo: str, measured: float, limit: float) -> None:
         super().__init__(
-            f"the face in {photo} has a sharpness of {measured:.4f}; {limit:g} is needed to be known again, so send a photo in focus"
+            f"the face in {photo} has a sharpness of {measured:.4f}; {limit:g} is needed to be known again; send one in focus"
         )
         self.photo, self.measured, self.limit = photo, measured, limit
 
@@ -294,7 +294,7 @@ class GalleryMismatch(SetupError):
 
     def __init__(self, collection: str, theirs: object, ours: object) -> None:
         super().__init__(
-            f"the faces of the gallery {collection!r:.210} were enrolled with {theirs}, but the model here is {ours}, and the two cannot "
-            "be compared; load that model (VISION_MODELS), or enroll the photos anew: "
+            f"the faces of the gallery {collection!r:.210} were enrolled with {theirs}, but the model here is {ours}, and "
+            "the two cannot be compared; load that model (VISION_MODELS), or enroll the photos anew: "
             "vision-service faces reembed FOLDER"
         )

@@ -1,7 +1,7 @@
 """SFace, OpenCV Zoo's block-quantised file, to float32 without PRelu.
 
-Input "pixels": uint8 RGB [n, 112, 112, 3], a face aligned to the template in service.tasks.face_embedding. Output "embedding": float32
-[n, 128], as the network gives it, not of unit length; compare by cosine.
+Input "pixels": uint8 RGB [n, 112, 112, 3], a face aligned to the template in service.tasks.face_embedding. Output "embedding":
+float32 [n, 128], as the network gives it, not of unit length; compare by cosine.
 
 Reference: Zhong, Deng, Hu, Zhao, Li and Wen 2021, SFace: Sigmoid-Constrained Hypersphere Loss for Robust Face Recognition,
 IEEE Transactions on Image Processing 30, 2587-2598.

@@ -16,8 +16,8 @@ FILE = "gallery.sqlite3"
 def open_gallery(settings: Settings, model: EmbeddingModel) -> Gallery:
     """The database that the settings name, made where there is none yet, its schema brought up to date.
 
-    Raises SettingInvalid for a URL of another kind, RuntimeMissing where its driver is not installed, GalleryUnavailable where it cannot
-    be opened. Collections of another model are no error yet; see check_models.
+    Raises SettingInvalid for a URL of another kind, RuntimeMissing where its driver is not installed, GalleryUnavailable where it
+    cannot be opened. Collections of another model are no error yet; see check_models.
     """
     url = "" if settings.gallery_url is None else settings.gallery_url.get_secret_value()
     scheme, _, rest = url.partition("://")

@@ -2,9 +2,9 @@
 
     open_gallery(url, model) -> Gallery.enroll(...) ... .search(...)
 
-A *collection* ("default" unless named) holds *subjects*, a subject holds *faces*. What one collection holds, no call on another ever
-sees. Each method is one transaction: when it returns, its change is on disk and the next call of every process sees it; when it
-raises, nothing has changed. All methods may be called from several threads.
+A *collection* ("default" unless named) holds *subjects*, a subject holds *faces*. What one collection holds, no call on another
+ever sees. Each method is one transaction: when it returns, its change is on disk and the next call of every process sees it; when
+it raises, nothing has changed. All methods may be called from several threads.
 
 An embedding means something only beside embeddings of the same model, so a collection remembers the model that made its first face
 until its last one has gone.
@@ -25,8 +25,8 @@ Corners = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class EmbeddingModel:
-    """What makes embeddings comparable. `digest`: SHA-256 of the weights; `method`: how a photo becomes what the model sees, and its
-    output an embedding; `dimension`: numbers an embedding."""
+    """What makes embeddings comparable. `digest`: SHA-256 of the weights; `method`: how a photo becomes what the model sees, and
+    its output an embedding; `dimension`: numbers an embedding."""
 
     name: str
     version: str
@@ -70,8 +70,8 @@ class Subject:
 
 @dataclass(frozen=True)
 class Page:
-    """Some subjects of a collection in the order of their names' code points. `after`: what to ask the next page with; None: this is
-    the last. `subjects_total` and `faces_total` count the whole collection."""
+    """Some subjects of a collection in the order of their names' code points. `after`: what to ask the next page with; None: this
+    is the last. `subjects_total` and `faces_total` count the whole collection."""
 
     subjects: Sequence[Subject]
     after: str | None
@@ -90,8 +90,8 @@ class Match:
 
 @dataclass(frozen=True)
 class Search:
-    """`matches`: for each embedding asked, best first, each subject once. `faces`: how many faces it was compared with, `subjects`: of how
-    many subjects."""
+    """`matches`: for each embedding asked, best first, each subject once. `faces`: how many faces it was compared with,
+    `subjects`: of how many subjects."""
 
     matches: Sequence[Sequence[Match]]
     faces: int
@@ -183,8 +183,8 @@ class Gallery(Protocol):
         ...
 
     def replace(self, collection: str, entries: Iterable[Entry]) -> int:
-        """Put `entries` in the place of all that a collection holds, whatever model that was made by, in one transaction: for another
-        embedding model. The number of faces that it has then."""
+        """Put `entries` in the place of all that a collection holds, whatever model that was made by, in one transaction: for
+        another embedding model. The number of faces that it has then."""
         ...
 
     def close(self) -> None:

@@ -103,8 +103,8 @@ class IdentifyAnswer(Answer):
     )
     false_match_pairs: int | None = Field(description="how many pairs of different people that was measured on")
     false_identification_rate: float | None = Field(
-        description="share of strangers that would be taken for one of the subjects of this gallery, if its faces were independent of "
-        "each other: 1 - (1 - false_match_rate) ** faces; null: not measured"
+        description="share of strangers that would be taken for a subject of this gallery, if its faces were independent of each "
+        "other: 1 - (1 - false_match_rate) ** faces; null: not measured"
     )
     subjects: int = Field(description="how many subjects each face was compared with")
     enrolled_faces: int = Field(description="how many faces those have")
@@ -138,7 +138,8 @@ def enroll(
     gallery: Gallery,
     timing: Timing,
 ) -> dict[str, Any]:
-    """Enroll one face of each photo, which are named; `models` are detector and embedder. The fields of EnrollAnswer that are known here.
+    """Enroll one face of each photo, which are named; `models` are detector and embedder. Gives the fields of EnrollAnswer that
+    are known here.
 
     A photo may also be the error that it could not be decoded with. Raises OptionInvalid for the subject's name, the refusal itself
     where the only photo is refused, EnrollmentRefused where one of several is (with options.partial: where all are), and what the
@@ -184,8 +185,8 @@ def identify(
     gallery: Gallery,
     timing: Timing,
 ) -> dict[str, Any]:
-    """Every face of a photo, at most `max_faces`, with who it may be; `models` are detector and embedder. The fields of IdentifyAnswer
-    that are known here. Raises what the gallery and `run` of the models raise."""
+    """Every face of a photo, at most `max_faces`, with who it may be; `models` are detector and embedder. Gives the fields of
+    IdentifyAnswer that are known here. Raises what the gallery and `run` of the models raise."""
     detector, embedder = models
     measured = threshold_of(embedder)
     threshold = measured.value if options.threshold is None else options.threshold
@@ -268,8 +269,8 @@ def _warnings(faces: Sequence[EnrolledFace], subject: str) -> list[str]:
     for other in (candidate for face in faces for candidate in face.also):
         best[other.subject] = max(best.get(other.subject, -1.0), other.similarity)
     return [
-        f"the same face seems to stand under {name!r} already (similarity {likeness:.3f}); if {name!r} and {subject!r} are one person, "
-        "delete one of them, or rename"
+        f"the same face seems to stand under {name!r} already (similarity {likeness:.3f}); if {name!r} and {subject!r} are one "
+        "person, delete one of them, or rename"
         for name, likeness in sorted(best.items(), key=lambda item: -item[1])
     ]
 
