@@ -34,7 +34,7 @@ ifneq ($(shell cat $(MADE) 2>/dev/null),$(CURDIR))
 .PHONY: $(MADE)
 endif
 
-.PHONY: help serve models doctor test check format bench bench-serve bench-overload bench-soak accuracy clean
+.PHONY: help serve models doctor test check format bench bench-serve bench-overload bench-soak bench-gallery gallery-load gallery-crash accuracy clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -80,6 +80,15 @@ bench-overload: $(BENCH) ## ten times more requests than can be answered, for a 
 
 bench-soak: $(BENCH) ## memory over 50,000 mixed requests, huge photos among them
 	$(BIN)/python benchmarks/soak.py $(ARGS)
+
+bench-gallery: $(BENCH) ## a million faces: start-up, memory, search, recall; ARGS="--quick" for a try
+	$(BIN)/python benchmarks/gallery.py $(ARGS)
+
+gallery-load: $(BENCH) ## 64 clients enrol, identify and delete for a minute: is every answer true? ARGS="--backend postgres"
+	$(BIN)/python benchmarks/gallery_load.py $(ARGS)
+
+gallery-crash: $(BENCH) ## kill -9 during a thousand enrolments, twenty times, on both databases: is anything lost?
+	$(BIN)/python benchmarks/gallery_crash.py $(ARGS)
 
 accuracy: $(BENCH) ## accuracy on your photos: ARGS="--imagenet DIR --coco DIR --faces DIR"
 	$(BIN)/python benchmarks/accuracy.py $(ARGS)

@@ -25,7 +25,7 @@ from client import MISSING, wrk
 from contenders import Contender, Graphs, contenders, first_answer, installed, serving
 from photos import SIZES, photo
 from report import Turn, as_markdown, as_plots
-from servers import ROOT
+from servers import ROOT, processor
 
 MODELS: Final = {"classify": "efficientnet-lite0", "detect": "yolov3-tiny"}
 HERE: Final = Path(__file__).parent
@@ -178,11 +178,6 @@ def limit(plan: Plan, python: Path, task: str, name: str, graph: Path, *further:
     environ = os.environ | {"PYTHONPATH": str(ROOT)}
     found: dict[str, Any] = json.loads(subprocess.run(command, env=environ, capture_output=True, check=True).stdout)
     return found
-
-
-def processor() -> str:
-    found = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return found[0].partition(":")[2].strip() if found else platform.machine()
 
 
 def written(out: Path, turns: list[Turn], about: dict[str, Any]) -> None:

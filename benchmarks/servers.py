@@ -1,11 +1,11 @@
 """What the benchmarks share: servers of their own on free ports of this machine, each with all its processes."""
 
 import os
+import platform
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,17 +18,17 @@ PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 @contextmanager
-def running_server(environ: Mapping[str, str] | None = None) -> Iterator[int]:
+def running_server(environ: Mapping[str, str] | None = None, *options: str) -> Iterator[int]:
     """Start `vision-service serve` with this Python and the settings of the environment; gives its port once it is ready."""
-    with running_process(environ) as (port, _):
+    with running_process(environ, *options) as (port, _):
         yield port
 
 
 @contextmanager
-def running_process(environ: Mapping[str, str] | None = None) -> Iterator[tuple[int, int]]:
+def running_process(environ: Mapping[str, str] | None = None, *options: str) -> Iterator[tuple[int, int]]:
     """The same; gives the port and the process id."""
     port = free_port()
-    with started([sys.executable, *OURS, str(port)], environ or {}) as server:
+    with started([sys.executable, *OURS, str(port), *options], environ or {}) as server:
         wait_until_ready(port, server)
         yield port, server.pid
 
@@ -72,6 +72,12 @@ def resident_bytes(process: int) -> int:
     return total
 
 
+def processor() -> str:
+    """Its model, as the system names it."""
+    found = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return found[0].partition(":")[2].strip() if found else platform.machine()
+
+
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -87,7 +93,7 @@ def wait_until_ready(port: int, server: subprocess.Popen[bytes]) -> None:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=2) as response:
                 if response.status == 200:
                     return
-        except (urllib.error.URLError, ConnectionError):
+        except OSError:  # urllib's errors are such, and timeouts
             pass
         if server.poll() is not None:
             raise SystemExit(f"the server ended with status {server.returncode}; run it by hand to see why: vision-service serve")

@@ -5,7 +5,7 @@ with Engine() as engine:
 """
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 from service.errors import InputError, ModelUnknown, NotReady, SettingInvalid, SpecInvalid, StyleUnknown
 from service.gallery import check_models, open_gallery
 from service.gallery.gallery import EmbeddingModel, Gallery
+from service.gallery.names import check_name
 from service.imaging.codec import Scale, decode, encode
 from service.imaging.transforms import use_one_thread
 from service.loaded import LoadedModel, load, load_known
@@ -32,7 +33,21 @@ from service.tasks.detect import DetectAnswer, DetectOptions, detect, letterbox_
 from service.tasks.face_embedding import METHOD
 from service.tasks.faces import DetectFacesAnswer, DetectFacesOptions, VerifyFaceAnswer, VerifyFaceOptions, detect_faces, verify
 from service.tasks.options import explain
-from service.tasks.people import EnrollAnswer, EnrollOptions, IdentifyAnswer, IdentifyOptions, Limits, enroll, identify
+from service.tasks.people import (
+    EnrollAnswer,
+    EnrolledFace,
+    EnrollOptions,
+    IdentifyAnswer,
+    IdentifyOptions,
+    Limits,
+    Prepared,
+    Refusal,
+    enroll,
+    identify,
+    prepare,
+    refusal,
+    store,
+)
 from service.tasks.stylize import SAMPLE, StyleInfo, StylizeOptions, list_styles, pick_painter, stylize, thumbnail
 from service.tasks.task import ImageInfo, ModelInfo, Pixels, Strict, Timing, TimingMs
 
@@ -225,20 +240,43 @@ class Engine:
         return StylizeAnswer(painted, model.info, info, timing.report(), options)
 
     def enroll(
-        self, subject: str, photos: Mapping[str, ImageLike | InputError], options: EnrollOptions | None = None, **given: Any
+        self,
+        subject: str,
+        photos: Mapping[str, ImageLike | InputError],
+        options: EnrollOptions | None = None,
+        *,
+        timing: Timing | None = None,
+        **given: Any,
     ) -> EnrollAnswer:
         """Know the person on these photos again, as `subject`: all are enrolled, or none (options.partial: those that can be).
 
-        `photos` are named, for messages; one may be the error that it could not be decoded with.
+        `photos` are named, for messages; one may be the error that it could not be decoded with. They are decoded one after the
+        other, so that never more than two are in memory. `timing`: a clock that has waited for this already.
         """
         options = _options(EnrollOptions, options, given)
         models = detector, embedder = self._model("detect-faces", None), self._model("embed-face", None)
-        opened = {name: self._tried(photo) for name, photo in photos.items()}
-        timing = Timing().again(*(photo.timing for photo in opened.values() if isinstance(photo, Photo)))
-        pixels = {name: photo.pixels if isinstance(photo, Photo) else photo for name, photo in opened.items()}
-        limits = Limits(self.settings.min_face_size, self.settings.min_face_sharpness)
-        result = enroll(pixels, subject, options, limits, models, self.gallery, timing)
+        timing = timing or Timing()
+        pixels = _Decoded(photos, self._tried, timing)
+        result = enroll(pixels, subject, options, self._face_limits, models, self.gallery, timing)
         return EnrollAnswer(model=embedder.info, detector=detector.info, timing_ms=timing.report(), **result)
+
+    def prepare_faces(
+        self, photos: Mapping[str, ImageLike | InputError], options: EnrollOptions | None = None, **given: Any
+    ) -> tuple[list[Prepared], list[Refusal]]:
+        """The first half of enroll(): what could be stored of these photos, and what is refused. Needs no gallery."""
+        options = _options(EnrollOptions, options, given)
+        models = self._model("detect-faces", None), self._model("embed-face", None)
+        timing = Timing()
+        pixels = _Decoded(photos, self._tried, timing)
+        prepared, refused = prepare(pixels, options, self._face_limits, models, timing)
+        return prepared, [refusal(error) for error in refused]
+
+    def store_faces(
+        self, subject: str, prepared: Sequence[Prepared], options: EnrollOptions | None = None, **given: Any
+    ) -> list[EnrolledFace]:
+        """The second half of enroll(): all of `prepared` (at least one) is stored under `subject`, or nothing."""
+        options = _options(EnrollOptions, options, given)
+        return store(prepared, check_name("subject", subject), options, self._model("embed-face", None), self.gallery, Timing())
 
     def identify(self, image: ImageLike, options: IdentifyOptions | None = None, **given: Any) -> IdentifyAnswer:
         """Who are the people on the photo?"""
@@ -272,6 +310,14 @@ class Engine:
                 gallery = self._gallery
         return gallery
 
+    def open_gallery(self) -> None:
+        """Open the gallery and get it ready for the first search; nothing where no embedding model is there to be loaded.
+
+        Raises what load() and `gallery` raise.
+        """
+        if ("embed-face", None) in self._chosen:
+            self.gallery.warm()
+
     @property
     def embedding_model(self) -> EmbeddingModel:
         """What makes the embeddings of enroll() and identify(). Raises what load() raises."""
@@ -301,6 +347,10 @@ class Engine:
     def _opened(self, image: ImageLike, enough_for: ClassifyOptions | DetectOptions | None = None) -> tuple[Photo, Timing]:
         photo = self.decode(image, enough_for)
         return photo, photo.timing.again()
+
+    @property
+    def _face_limits(self) -> Limits:
+        return Limits(self.settings.min_face_size, self.settings.min_face_sharpness)
 
     def _tried(self, image: ImageLike | InputError) -> Photo | InputError:
         """The photo, or why it is none."""
@@ -351,6 +401,34 @@ class Engine:
         built = find_built(spec, self.settings)
         known = None if built is None else load_known(built, self._choice, self.settings)
         return known or load(ensure(spec, self.settings, run_once, self._progress), self._choice, self.settings)
+
+
+class _Decoded(Mapping[str, Pixels | InputError]):
+    """Photos by name, each decoded when it is asked for and not kept; `timing` hears of it."""
+
+    def __init__(
+        self,
+        photos: Mapping[str, ImageLike | InputError],
+        open_: Callable[[ImageLike | InputError], Photo | InputError],
+        timing: Timing,
+    ) -> None:
+        self._photos, self._open, self._timing = photos, open_, timing
+
+    def __getitem__(self, name: str) -> Pixels | InputError:
+        photo = self._open(self._photos[name])
+        if isinstance(photo, InputError):
+            return photo
+        for stage, start, end in photo.timing.spans:
+            if stage == "decode":
+                self._timing.started -= end - start if start < self._timing.started else 0.0
+                self._timing.add(stage, (end - start) * 1e3, end)
+        return photo.pixels
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._photos)
+
+    def __len__(self) -> int:
+        return len(self._photos)
 
 
 def _choices(specs: Sequence[ModelSpec]) -> dict[tuple[Task, str | None], ModelSpec]:

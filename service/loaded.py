@@ -4,6 +4,7 @@ load() decides how the model runs (service.runtime.tuning: set, remembered, meas
 that precision, from their optimised forms where those are kept, and sizes the lane by the plan.
 """
 
+import logging
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +18,7 @@ from service.repository.files import digest_of
 from service.repository.parity import load_cases
 from service.repository.spec import ModelSpec, Precision
 from service.repository.store import BuiltModel, build_folder
+from service.repository.thresholds import THRESHOLD, read_calibrated
 from service.runtime.machine import in_background, usable_cores
 from service.runtime.optimized import Optimized
 from service.runtime.providers import Choice
@@ -25,7 +27,10 @@ from service.runtime.scheduler import Lane
 from service.runtime.session import OrtSession, Session, Sizes
 from service.runtime.tuning import Callers, Plan, Run, Tuning, default, options, tune
 from service.settings import Settings
+from service.tasks.face_embedding import METHOD
 from service.tasks.task import ModelInfo, Tensors, Timing
+
+logger = logging.getLogger(__name__)
 
 CLASS_OUTPUTS = frozenset({"logits", "scores"})
 """Outputs whose last axis is one number a class, where the model has labels."""
@@ -234,10 +239,22 @@ def tune_ahead(built: BuiltModel, choice: Choice, settings: Settings) -> Tuning:
 
 
 def _assemble(ways: _Ways, tuning: Tuning, sessions: dict[str, Session]) -> LoadedModel:
-    spec, plan = ways.built.spec, tuning.plan
+    spec, plan = _calibrated(ways.built), tuning.plan
 
     def run(graph: str, feeds: Tensors) -> Tensors:
         return sessions[graph].run(feeds)
 
     lane = Lane(spec.name, run, workers=plan.parallel, queue_length=ways.settings.queue_length, max_batch=plan.batch)
     return LoadedModel(spec, sessions, ways.built.digest, lane, ways.built.folder, ways.choice.note, tuning)
+
+
+def _calibrated(built: BuiltModel) -> ModelSpec:
+    """The manifest, with the threshold that was calibrated on this machine where there is one that holds for the built model."""
+    found = None if built.spec.threshold is None else read_calibrated(built.folder)
+    if found is None:
+        return built.spec
+    different = found.differs(built.digest, METHOD)
+    if different is not None:
+        logger.warning("%s is ignored: %s; calibrate again", built.folder / THRESHOLD, different)
+        return built.spec
+    return built.spec.model_copy(update={"threshold": found.threshold})

@@ -1,16 +1,18 @@
 """Everything an operator can set: one name, one default, one sentence each. Read once, when asked; never at import."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from platformdirs import user_data_path
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
 from service.errors import SettingInvalid
 
 PREFIX = "VISION_"
+ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/?#@\s*]+")
 
 
 def _split_names(value: object) -> object:
@@ -21,6 +23,15 @@ def _split_paths(value: object) -> object:
     return tuple(Path(part).expanduser() for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
 
 
+def _check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    for origin in origins:
+        if not ORIGIN.fullmatch(origin):
+            raise ValueError(
+                f"{origin!r} is no origin; write each like https://example.org, in small letters and without a path, or *"
+            )
+    return origins
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(_split_names)]
 Paths = Annotated[tuple[Path, ...], BeforeValidator(_split_paths)]
 
@@ -28,7 +39,7 @@ Paths = Annotated[tuple[Path, ...], BeforeValidator(_split_paths)]
 class Settings(BaseModel):
     """The service's settings. Each field `name` is set by the environment variable `VISION_NAME`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models run; cuda refuses to start without a GPU")
     models: Names = Field((), description="names of the models to load, separated by commas; empty: every model found")
@@ -68,7 +79,9 @@ class Settings(BaseModel):
     api_keys: SecretStr | None = Field(None, description="keys of clients: name:scope[+scope]:key, with commas between")
     api_keys_file: Path | None = Field(None, description="a file with such keys, one a line")
     open: bool = Field(False, description="serve other machines without keys")
-    cors_origins: Names = Field((), description="origins of web pages that may call the service, separated by commas, or *")
+    cors_origins: Annotated[Names, AfterValidator(_check_origins)] = Field(
+        (), description="origins of web pages that may call the service, separated by commas, or *"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
 
     @property
@@ -96,4 +109,10 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         known = ", ".join(PREFIX + field.upper() for field in Settings.model_fields)
         return f"{name} is not a setting; the settings are: {known}"
+    if _is_secret(str(first["loc"][0])):
+        return f"{name}: {first['msg']}"
     return f"{name}={first['input']!r}: {first['msg']}"
+
+
+def _is_secret(field: str) -> bool:
+    return SecretStr in get_args(Settings.model_fields[field].annotation)

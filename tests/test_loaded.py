@@ -1,5 +1,7 @@
 """How a built model is opened: measured once, remembered, from its optimised form, and painters at low priority."""
 
+import datetime
+import logging
 import os
 import shutil
 import subprocess
@@ -16,12 +18,14 @@ from service.engine import Engine
 from service.loaded import LoadedModel, known_tuning, load, load_known, tune_ahead, usual_feeds
 from service.repository.build import RECORD
 from service.repository.parity import load_cases
-from service.repository.spec import load_spec
+from service.repository.spec import Threshold, load_spec
 from service.repository.store import BuiltModel, find_built
+from service.repository.thresholds import Calibrated, write_calibrated
 from service.runtime.optimized import FOLDER
 from service.runtime.providers import CPU, Choice
 from service.runtime.remembered import FILE
 from service.settings import Settings
+from service.tasks.face_embedding import METHOD
 
 SETTINGS = Settings(device="cpu", cores=2)
 UNTUNED = Settings(device="cpu", cores=2, tune=False)
@@ -215,3 +219,30 @@ def test_the_record_of_a_build_is_what_is_remembered_by(copy: Callable[[str], Bu
     record.write_bytes(record.read_bytes() + b"\n")
     assert known_tuning(built, ON_CPU, SETTINGS) is None
     assert load_known(built, ON_CPU, UNTUNED) is None
+
+
+@pytest.mark.parametrize(
+    ("digest", "method", "wanted", "warning"),
+    [
+        (None, METHOD, 0.25, None),
+        ("cd" * 32, METHOD, 0.363, "other weights"),
+        (None, "aligned-0", 0.363, f"aligned-0, now {METHOD}"),
+    ],
+)
+def test_a_calibrated_threshold_holds_for_what_it_was_measured_with(
+    copy: Callable[[str], BuiltModel],
+    caplog: pytest.LogCaptureFixture,
+    digest: str | None,
+    method: str,
+    wanted: float,
+    warning: str | None,
+) -> None:
+    built = copy("sface")
+    found = Threshold(
+        value=0.25, false_match_rate=0.01, false_non_match_rate=0.0, calibrated=datetime.date(2026, 1, 2), source="made up"
+    )
+    write_calibrated(built.folder, Calibrated(digest=digest or built.digest, method=method, threshold=found))
+    with caplog.at_level(logging.WARNING), opened(built, UNTUNED) as model:
+        assert model.spec.threshold is not None
+        assert model.spec.threshold.value == wanted
+    assert [warning in record.getMessage() for record in caplog.records] == ([] if warning is None else [True])

@@ -1,7 +1,8 @@
 """The command line: the same engine as the server, on files and folders.
 
 vision-service serve | models list | models pull | models inspect FILE | classify | detect | detect-faces | verify-face
-               | stylize | doctor
+               | stylize | faces enroll FOLDER | faces list | faces identify | faces export FILE | faces import FILE
+               | faces reembed FOLDER | faces forget SUBJECT | calibrate PAIRS.csv | doctor
 """
 
 import argparse
@@ -9,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from service import __version__
-from service.cli import doctor, manage, pictures, serve
+from service.cli import calibrate, doctor, faces, manage, pictures, serve
 from service.errors import VisionError
 
 
@@ -22,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"vision-service {__version__}")
     verbs = parser.add_subparsers(title="commands", dest="verb", metavar="COMMAND", required=True)
-    for part in (serve, manage, pictures, doctor):
+    for part in (serve, manage, pictures, faces, calibrate, doctor):
         part.add_to(verbs)
     return parser
 

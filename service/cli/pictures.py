@@ -15,7 +15,7 @@ from service.annotate import draw_detections, draw_faces
 from service.cli.files import Found, Target, find_photos, in_order
 from service.cli.verbs import Verbs, add_options, read_options
 from service.engine import Engine
-from service.errors import InputError, OptionInvalid, VisionError
+from service.errors import InputError, OptionInvalid, SetupError, VisionError
 from service.imaging.codec import Format, encode
 from service.photo import Photo
 from service.runtime.machine import usable_cores
@@ -79,12 +79,14 @@ def run(arguments: argparse.Namespace) -> int:
         def attempt(photo: Found) -> Outcome | VisionError | OSError:
             try:
                 return cast(Work, arguments.work)(engine, photo.path, options, arguments)
+            except SetupError:  # no photo is to blame, and the next one would meet it too
+                raise
             except (VisionError, OSError) as error:
                 return error
 
         results = zip(photos, in_order(attempt, photos, usable_cores() + 1), strict=True)
-        with _bar(len(photos), arguments.json) as bar:
-            for photo, result in bar.track(results, total=len(photos)):
+        with bar(len(photos), arguments.json) as progress:
+            for photo, result in progress.track(results, total=len(photos)):
                 try:
                     _finish(photo, result, target, arguments.json)
                 except (VisionError, OSError) as error:
@@ -119,20 +121,20 @@ def _classify(engine: Engine, path: Path, options: ClassifyOptions, _: argparse.
 def _detect(engine: Engine, path: Path, options: DetectOptions, arguments: argparse.Namespace) -> Outcome:
     photo = engine.decode(path)
     answer = engine.detect(photo, options)
-    lines = [f"{p.confidence:6.1%}  {p.label:<16} {_corners(p.box)}" for p in answer.predictions] or ["nothing found"]
+    lines = [f"{p.confidence:6.1%}  {p.label:<16} {corners(p.box)}" for p in answer.predictions] or ["nothing found"]
     picture, suffix = None, ".png"
     if arguments.out is not None:
-        picture, suffix = _encode(draw_detections(photo.pixels, answer.predictions), path, arguments.out)
+        picture, suffix = encoded(draw_detections(photo.pixels, answer.predictions), path, arguments.out)
     return Outcome(answer.model_dump(mode="json"), lines, picture, suffix)
 
 
 def _detect_faces(engine: Engine, path: Path, options: DetectFacesOptions, arguments: argparse.Namespace) -> Outcome:
     photo = engine.decode(path)
     answer = engine.detect_faces(photo, options)
-    lines = [f"{face.confidence:6.1%}  face             {_corners(face.box)}" for face in answer.faces] or ["no face found"]
+    lines = [f"{face.confidence:6.1%}  face             {corners(face.box)}" for face in answer.faces] or ["no face found"]
     picture, suffix = None, ".png"
     if arguments.out is not None:
-        picture, suffix = _encode(draw_faces(photo.pixels, answer.faces), path, arguments.out)
+        picture, suffix = encoded(draw_faces(photo.pixels, answer.faces), path, arguments.out)
     return Outcome(answer.model_dump(mode="json"), lines, picture, suffix)
 
 
@@ -155,7 +157,8 @@ TASKS: dict[str, tuple[type[Strict], Work, str]] = {
 }
 
 
-def _encode(pixels: Any, photo: Path, out: Path) -> tuple[bytes, str]:
+def encoded(pixels: Any, photo: Path, out: Path) -> tuple[bytes, str]:
+    """The picture as a file and the end of its name, in the format that `out` names, or else as `photo` is."""
     suffix = next((s for s in (out.suffix.lower(), photo.suffix.lower()) if s in FORMATS), ".png")
     return encode(pixels, FORMATS[suffix]), suffix
 
@@ -168,7 +171,7 @@ def _check_format(suffix: str, options: Strict) -> None:
         raise OptionInvalid("--out", f"--out names a {suffix} file, but --format is {getattr(options, 'format', None)}")
 
 
-def _bar(photos: int, as_json: bool) -> Progress:
+def bar(photos: int, as_json: bool) -> Progress:
     """A bar on stderr where somebody sees it. On a terminal, plain answers go above it; everything else goes out untouched."""
     seen = sys.stdout.isatty()
     hidden = photos == 1 or not sys.stderr.isatty() or (as_json and seen)
@@ -210,8 +213,8 @@ def _verdict(answer: VerifyFaceAnswer) -> list[str]:
 
 def _described(photo: VerifiedPhoto) -> str:
     warnings = f"; {'; '.join(photo.quality.warnings)}" if photo.quality.warnings else ""
-    return f"{photo.faces} face(s), used {_corners(photo.face.box)}{warnings}"
+    return f"{photo.faces} face(s), used {corners(photo.face.box)}{warnings}"
 
 
-def _corners(box: Box) -> str:
+def corners(box: Box) -> str:
     return f"x {box.x_min:.0f}-{box.x_max:.0f}, y {box.y_min:.0f}-{box.y_max:.0f}"

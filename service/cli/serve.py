@@ -2,10 +2,12 @@
 
 import argparse
 import errno
+import ipaddress
 import os
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 
 from service.cli.verbs import Verbs
 from service.doctor import NVIDIA_DRIVER
@@ -26,6 +28,12 @@ def add_to(verbs: Verbs) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
     parser.add_argument("--workers", type=int, default=1, help="processes, each with its own models (default: 1)")
+    parser.add_argument(
+        "--published-on",
+        metavar="ADDRESS",
+        help="the address that clients reach this one by, where a container or a proxy hides it (default: the host); "
+        "other than a loopback address it needs VISION_API_KEYS, or VISION_OPEN=true",
+    )
     parser.set_defaults(run=run)
 
 
@@ -35,6 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     check_place(arguments.host, arguments.port, arguments.workers)
     settings = Settings.from_env()
+    published = arguments.host if arguments.published_on is None else arguments.published_on
+    told = check_reach(published, settings)
     choice = choose(settings.device)
     if choice.note and NVIDIA_DRIVER.exists():
         print(f"running on {choice.provider}: {choice.note}", file=sys.stderr)
@@ -45,18 +55,20 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.workers > 1:  # which would measure all at once, and each other
         for model in built:
             tune_ahead(model, choice, settings)
-    serve(arguments.host, arguments.port, arguments.workers, settings)
+    serve(arguments.host, arguments.port, arguments.workers, settings, told)
     return 0
 
 
-def serve(host: str, port: int, workers: int, settings: Settings) -> None:
-    """Open the port and answer. Raises SetupError where workers cannot start; does not return where there is just one."""
+def serve(host: str, port: int, workers: int, settings: Settings, told: Sequence[str]) -> None:
+    """Open the port and answer; `told` is logged as warnings. Raises SetupError where workers cannot start; does not return where
+    there is just one."""
     from service.cli.supervisor import Supervisor  # what serves takes a second to import: other commands need none of it
     from service.cli.worker import serve_alone, work
-    from service.http import cells, logs
+    from service.http import cells, gate, logs
     from service.http.listening import listen
 
     logs.configure(settings.log_level)
+    gate.warn(told)
     try:
         listener = listen(host, port)
     except OSError as error:
@@ -66,6 +78,35 @@ def serve(host: str, port: int, workers: int, settings: Settings) -> None:
         serve_alone(listener, settings)
     with cells.shared(workers):
         Supervisor(work, listener, workers, settings.shutdown_seconds + GRACE).run()
+
+
+def check_reach(published: str, settings: Settings) -> list[str]:
+    """What should be told of who can come in, where clients reach the service at `published`: an address or a name.
+
+    Raises SettingInvalid for keys that are written wrong, and where there are none though other machines could come in.
+    """
+    from service.http import gate, keys
+
+    ring, elsewhere = keys.load(settings), not is_loopback(published)
+    if ring is None and elsewhere and not settings.open:
+        raise SettingInvalid(
+            f"{published or 'an empty address'} can be reached by other machines, and no keys are set: "
+            "set VISION_API_KEYS=NAME:use+manage:KEY (a key: openssl rand -hex 32), or VISION_OPEN=true to serve whoever comes, "
+            "or listen on 127.0.0.1; where a container or a proxy is reached from this machine only, add --published-on 127.0.0.1"
+        )
+    told = gate.worries(settings, ring, elsewhere=elsewhere)
+    for text in told:
+        print(f"vision-service: warning: {text}", file=sys.stderr)
+    return told
+
+
+def is_loopback(host: str) -> bool:
+    """Is `host`, an address or a name, this machine for itself and nobody else? A name must mean loopback addresses only."""
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    return host != "" and all(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
 
 
 def check_place(host: str, port: int, workers: int) -> None:

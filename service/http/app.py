@@ -1,7 +1,9 @@
 """create_app: the one place where engine, routes and middleware are put together.
 
-server -> Access -> task's endpoint -> Workers -> Engine                              (see service.http.direct)
-server -> ServerErrorMiddleware -> Access -> Methods -> exception handlers -> routes   whatever else is asked
+server -> Access -> task's endpoint -> Workers -> Engine                                      (see service.http.direct)
+server -> ServerErrorMiddleware -> Access -> Methods -> Gate -> exception handlers -> routes   whatever else is asked
+
+Who may come in is asked by the Gate, and at the beginning of the short way; CORS, where it is on, is right behind Access on both.
 """
 
 import asyncio
@@ -20,8 +22,8 @@ from starlette.types import Scope
 
 from service import __version__
 from service.engine import Engine
-from service.errors import InputError, OptionInvalid, SetupError, VisionError
-from service.http import health, logs, openapi, routes, tracing
+from service.errors import GalleryUnavailable, InputError, OptionInvalid, SetupError, VisionError
+from service.http import faces, gate, health, keys, logs, openapi, openapi_faces, routes, tracing
 from service.http.access import Access
 from service.http.direct import Fork, short_way
 from service.http.guards import UploadBudget, Workers
@@ -31,6 +33,9 @@ from service.http.problems import MethodUnsupported, PathUnknown, respond
 from service.http.tasks import TASKS
 from service.repository.progress import Silent
 from service.settings import Settings
+
+Row = tuple[str, str, routes.Endpoint, openapi.Operation]
+"""Method, path, what stands behind it, and its entry on the API page."""
 
 logger = logging.getLogger("service.http")
 FLUSH_SECONDS = 2.0  # that traces get to be sent in the end
@@ -46,6 +51,7 @@ def from_env() -> Fork:
     """
     settings = Settings.from_env()
     logs.configure(settings.log_level)
+    gate.warn(gate.worries(settings, keys.load(settings), elsewhere=not settings.open))
     return create_app(Engine(settings, progress=Silent()))
 
 
@@ -58,14 +64,16 @@ def create_app(engine: Engine, *, give_up: Callable[[str], None] = stop_process)
     """The HTTP face of `engine`, which is started and closed with the application.
 
     Models are loaded in the background: until they are ready, tasks and /health/ready answer 503. `give_up` is called when the
-    engine cannot be started; the log says why.
+    engine cannot be started; the log says why. Raises SettingInvalid for keys that are written wrong.
     """
+    ring = keys.load(engine.settings)
+    admit, cors = gate.admission(engine.settings, ring), gate.with_cors(engine.settings)
     workers = {slow: Workers.of(engine.settings, slow=slow) for slow in (False, True)}
     metrics, traces = Metrics.from_env(), tracing.from_env()
     for group in workers.values():
         metrics.watch(group.crew.waiting)
     table = _table(engine, workers, metrics)
-    ways = {(method, path): Route(path, endpoint, methods=[method]) for method, path, endpoint, _ in table}
+    ways = {(method, path): _route(method, path, endpoint) for method, path, endpoint, _ in table}
     app = FastAPIOffline(
         title="vision-service",
         version=__version__,
@@ -76,26 +84,42 @@ def create_app(engine: Engine, *, give_up: Callable[[str], None] = stop_process)
         redirect_slashes=False,
         swagger_ui_parameters={"validatorUrl": None, "defaultModelsExpandDepth": 0, "displayRequestDuration": True},
     )
+    app.add_middleware(gate.Gate, admit=admit)
     app.add_middleware(Methods, routes=app.routes)
+    app.add_middleware(cors)
     app.add_middleware(Access, metrics=metrics, tracing=traces)
     _add_handlers(app)
-    openapi.describe_routes(app, {(method, path): operation for method, path, _, operation in table})
-    short = {way: short_way(route, route.endpoint, _explain) for way, route in ways.items() if way in _TASK_WAYS}
-    return Fork(app, {way: Access(end, metrics, traces) for way, end in short.items()})
+    operations = {(method, path): operation for method, path, _, operation in table}
+    openapi.describe_routes(app, operations, keyed=ring is not None)
+    short = {way: short_way(route, route.endpoint, admit, _explain) for way, route in ways.items() if way in _TASK_WAYS}
+    return Fork(app, {way: Access(cors(end), metrics, traces) for way, end in short.items()})
 
 
-def _table(
-    engine: Engine, workers: dict[bool, Workers], metrics: Metrics
-) -> list[tuple[str, str, routes.Endpoint, openapi.Operation]]:
+def _route(method: str, path: str, endpoint: routes.Endpoint) -> Route:
+    kind = faces.SubjectRoute if path.startswith(faces.SUBJECTS) else Route
+    return kind(path, endpoint, methods=[method])
+
+
+def _table(engine: Engine, workers: dict[bool, Workers], metrics: Metrics) -> list[Row]:
     """Every route with its entry on the API page. Plain Starlette routes: bodies are read by service.http.uploads, so what FastAPI
     does around an endpoint would be time for nothing."""
     budget = UploadBudget.of(engine.settings)
-    tasks = [
+    tasks: list[Row] = [
         ("POST", task.path, routes.task_endpoint(task, engine, workers[task.slow], budget), openapi.task(task, engine.settings))
         for task in TASKS
     ]
+    quick = workers[False]
+    gallery: list[Row] = [
+        ("GET", faces.SUBJECTS, faces.list_endpoint(engine, quick), openapi_faces.LIST),
+        ("POST", faces.FACES, faces.enroll_endpoint(engine, quick, budget), openapi_faces.enroll(engine.settings)),
+        ("GET", faces.SUBJECT, faces.subject_endpoint(engine, quick), openapi_faces.SHOW),
+        ("PATCH", faces.SUBJECT, faces.rename_endpoint(engine, quick, budget), openapi_faces.RENAME),
+        ("DELETE", faces.SUBJECT, faces.forget_endpoint(engine, quick), openapi_faces.FORGET),
+        ("DELETE", faces.FACE, faces.forget_face_endpoint(engine, quick), openapi_faces.FORGET_FACE),
+    ]
     return [
         *tasks,
+        *gallery,
         ("GET", "/models", routes.models_endpoint(engine), openapi.MODELS),
         ("GET", "/styles", routes.styles_endpoint(engine), openapi.STYLES),
         ("GET", "/styles/{name}/thumbnail.jpg", routes.thumbnail_endpoint(engine, workers[True]), openapi.THUMBNAIL),
@@ -150,10 +174,11 @@ def _lifespan(
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     def start() -> None:
         try:
+            engine.open_gallery()  # first: the service is ready as soon as the last model is
             engine.start()
             quick.crew.grow(engine.concurrency)
             logger.info("ready", extra={"models": [card.name for card in engine.describe()]})
-        except SetupError as error:
+        except (SetupError, GalleryUnavailable) as error:
             logger.critical("%s: %s", error.title, error)
             give_up(str(error))
         except Exception as error:

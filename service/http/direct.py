@@ -33,12 +33,16 @@ class Fork:
         await (way or self.app)(scope, receive, send)
 
 
-def short_way(route: Route, endpoint: Endpoint, explain: Callable[[VisionError, Scope], Response]) -> ASGIApp:
-    """`endpoint`, which stands behind `route`, as an ASGI application of its own; `explain` answers what it raises on purpose."""
+def short_way(
+    route: Route, endpoint: Endpoint, admit: Callable[[Scope], None], explain: Callable[[VisionError, Scope], Response]
+) -> ASGIApp:
+    """`endpoint`, which stands behind `route`, as an ASGI application of its own; `explain` answers what it raises on purpose, or
+    what `admit` raises before it (see service.http.gate)."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         scope["route"] = route
         try:
+            admit(scope)
             response = await endpoint(Request(scope, receive, send))
         except VisionError as error:
             response = explain(error, scope)

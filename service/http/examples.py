@@ -3,7 +3,16 @@
 from typing import Any
 
 from service import errors
-from service.http.problems import MethodUnsupported, PathUnknown, RequestTimeout
+from service.http.problems import (
+    CrossSite,
+    HostUnknown,
+    KeyMissing,
+    KeyUnknown,
+    MethodUnsupported,
+    PathUnknown,
+    RequestTimeout,
+    ScopeMissing,
+)
 
 # A PNG of 64 x 48 pixels: short enough to be read, real enough to be sent by "Try it out".
 TINY_PNG = (
@@ -36,11 +45,20 @@ def _verified_photo(left: float, top: float, yaw: float, warnings: list[str]) ->
     return {"image": _IMAGE, "faces": 1, "face": _face(left, top), "quality": quality}
 
 
+_FACE_ID = "9a1f0c5e6b7d48c2a3f4e5d6c7b8a901"
+_BOX = {"x_min": 212.0, "y_min": 96.0, "x_max": 316.0, "y_max": 227.0}
+_QUALITY = {"size": 104.0, "sharpness": 0.213, "pose": {"yaw": -4.1, "pitch": 2.0, "roll": 0.8}, "warnings": []}
+_TIMES = {"created_at": "2026-03-01T09:30:00Z", "updated_at": "2026-03-02T17:05:12.250000Z"}
+_CARD = {"subject": "Ada Lovelace", "faces": 2, **_TIMES}
+
 REQUESTS: dict[str, dict[str, Any]] = {
     "/classify": {"image": TINY_PNG, "top_k": 3},
     "/detect": {"image": TINY_PNG, "confidence": 0.4, "classes": ["person", "bicycle"]},
     "/detect-faces": {"image": TINY_PNG, "confidence": 0.7},
     "/verify-face": {"image1": TINY_PNG, "image2": TINY_PNG, "face": "largest"},
+    "/identify": {"image": TINY_PNG, "top_k": 3, "gallery": "staff"},
+    "/subjects/{subject}/faces": {"image": [TINY_PNG, TINY_PNG], "face": "prominent", "partial": True},
+    "/subjects/{subject}": {"subject": "Ada King"},
     "/stylize": {"image": TINY_PNG, "style_image": TINY_PNG, "strength": 0.8, "format": "jpeg"},
 }
 
@@ -51,8 +69,15 @@ CURL: dict[str, str] = {
     "/detect-faces": "curl -F image=@team.jpg localhost:8000/detect-faces\n"
     "curl -H 'Content-Type: image/jpeg' --data-binary @team.jpg 'localhost:8000/detect-faces?format=png' -o drawn.png",
     "/verify-face": "curl -F image1=@a.jpg -F image2=@b.jpg localhost:8000/verify-face",
+    "/identify": "curl -F image=@team.jpg localhost:8000/identify\n"
+    "curl -F image=@team.jpg -H 'Accept: image/jpeg' localhost:8000/identify -o named.jpg",
     "/stylize": "curl -F image=@photo.jpg -F style_image=@painting.jpg localhost:8000/stylize -o painted.png",
 }
+
+CURL_FACES = (
+    "curl -F image=@ada1.jpg -F image=@ada2.jpg localhost:8000/subjects/Ada%20Lovelace/faces\n"
+    "curl -H 'Content-Type: image/jpeg' --data-binary @ada.jpg 'localhost:8000/subjects/Ada%20Lovelace/faces?gallery=staff'"
+)
 
 ANSWERS: dict[str, dict[str, Any]] = {
     "/classify": {
@@ -99,8 +124,73 @@ ANSWERS: dict[str, dict[str, Any]] = {
         "threshold": 0.363,
         "false_match_rate": 0.001,
         "false_match_pairs": 1000,
+        "threshold_source": "model",
         "image1": _verified_photo(212.0, 96.0, -4.1, []),
         "image2": _verified_photo(180.0, 110.0, 41.3, ["the face is turned to the side by about 41 degrees"]),
+    },
+    "/identify": {
+        "model": _model("sface", "2021dec"),
+        "image": _IMAGE,
+        "timing_ms": _TIMING,
+        "detector": _model("yunet", "2023mar"),
+        "gallery": "default",
+        "threshold": 0.363,
+        "false_match_rate": 0.001,
+        "false_match_pairs": 1000,
+        "threshold_source": "model",
+        "false_identification_rate": 0.003,
+        "subjects": 2,
+        "enrolled_faces": 3,
+        "faces": [
+            {
+                **_face(212.0, 96.0),
+                "quality": _QUALITY,
+                "unknown": False,
+                "candidates": [{"subject": "Ada Lovelace", "similarity": 0.71, "face_id": _FACE_ID}],
+            },
+            {**_face(408.0, 120.0), "quality": _QUALITY, "unknown": True, "candidates": []},
+        ],
+    },
+    "POST /subjects/{subject}/faces": {
+        "model": _model("sface", "2021dec"),
+        "detector": _model("yunet", "2023mar"),
+        "timing_ms": _TIMING,
+        "gallery": "default",
+        "subject": "Ada Lovelace",
+        "faces": [{"face_id": _FACE_ID, "photo": "image[1]", "box": _BOX, "quality": _QUALITY, "known": False, "also": []}],
+        "refused": [
+            {
+                "photo": "image[2]",
+                "code": "face_too_small",
+                "detail": "the face in image[2] is 21.3 pixels wide; 32 are needed to be known again; send a larger picture of it",
+                "measured": 21.3,
+                "limit": 32.0,
+            }
+        ],
+        "warnings": [],
+    },
+    "GET /subjects": {
+        "gallery": "default",
+        "subjects": [_CARD],
+        "subjects_total": 2,
+        "faces_total": 3,
+        "after": "Ada Lovelace",
+        "next": "/subjects?gallery=default&after=Ada+Lovelace&limit=1",
+    },
+    "GET /subjects/{subject}": {
+        "gallery": "default",
+        "subject": "Ada Lovelace",
+        **_TIMES,
+        "model": {"name": "sface", "version": "2021dec", "digest": _DIGEST, "method": "aligned-1", "dimension": 128},
+        "faces": [{"face_id": _FACE_ID, "box": _BOX, "quality": _QUALITY, "enrolled_at": "2026-03-01T09:30:00Z"}],
+    },
+    "PATCH /subjects/{subject}": {**_CARD, "subject": "Ada King", "gallery": "default"},
+    "DELETE /subjects/{subject}": {"gallery": "default", "subject": "Ada Lovelace", "faces": 2},
+    "DELETE /subjects/{subject}/faces/{face_id}": {
+        "gallery": "default",
+        "subject": "Ada Lovelace",
+        "face_id": _FACE_ID,
+        "faces": 1,
     },
     "/models": {
         "models": [
@@ -170,9 +260,10 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "/": {
         "service": "vision-service",
         "version": "0.1.0",
-        "tasks": ["/classify", "/detect", "/detect-faces", "/verify-face", "/stylize"],
+        "tasks": ["/classify", "/detect", "/detect-faces", "/verify-face", "/identify", "/stylize"],
         "models": "/models",
         "styles": "/styles",
+        "subjects": "/subjects",
         "ready": "/health/ready",
         "docs": "/docs",
         "openapi": "/openapi.json",
@@ -198,7 +289,32 @@ ERRORS: tuple[errors.VisionError, ...] = (
     errors.StyleUnknown("crayon", ["amber-and-sky", "ink-wash"]),
     errors.NoFace("image2", "no face was found in image2"),
     errors.SeveralFaces("image1", 3),
+    errors.FaceTooSmall("image", 21.3, 32),
+    errors.FaceBlurred("image", 0.0021, 0.005),
+    errors.EnrollmentRefused(
+        [
+            {"photo": "image[2]", "code": "no_face", "detail": "no face was found in image[2]"},
+            {
+                "photo": "image[3]",
+                "code": "face_too_small",
+                "detail": str(errors.FaceTooSmall("image[3]", 21.3, 32)),
+                "measured": 21.3,
+                "limit": 32.0,
+            },
+        ],
+        3,
+    ),
+    errors.SubjectUnknown("default", "Ada Lovelace"),
+    errors.FaceUnknown("Ada Lovelace", _FACE_ID),
+    errors.SubjectExists("default", "Ada King"),
+    errors.GalleryUnavailable("no answer from postgresql://vision@db/vision: connection refused", retry_after=5),
+    errors.GalleryMismatch("default", "sface 2021dec (dccea06f59b7, aligned-1)", "other 1.0 (0f1e2d3c4b5a, aligned-1)"),
     RequestTimeout("no byte of the body came for 20 seconds; the service waits no longer"),
+    KeyMissing("a key is needed: send it as X-API-Key, or as Authorization: Bearer"),
+    KeyUnknown("the key that was sent is not one of this service"),
+    ScopeMissing("manage", ["use"]),
+    CrossSite("https://example.org"),
+    HostUnknown("example.org:8000"),
     errors.QueueFull("64 requests of this kind are waiting already, for about 2.4 seconds", retry_after=3.0),
     errors.QueueTimeout("the request waited 2.1 seconds for its turn; 2 are allowed", retry_after=2.0),
     errors.DeadlineExceeded("the request was not served within 60 seconds"),

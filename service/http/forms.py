@@ -127,7 +127,7 @@ class FormReader:
 
     def _on_part_begin(self) -> None:
         if len(self._parts) == MAX_PARTS:
-            raise MalformedBody(f"the form has more than {MAX_PARTS} fields")
+            raise MalformedBody(f"the form has more than {MAX_PARTS} fields, files and options together; no more are taken at once")
         self._disposition = None
 
     def _on_header_begin(self) -> None:

@@ -14,15 +14,31 @@ from pydantic.json_schema import models_json_schema
 
 from service import errors
 from service.http import examples
+from service.http.cards import SHOWN as GALLERY
+from service.http.forms import MAX_PARTS
+from service.http.gate import SAFE, scopes_for
 from service.http.health import Alive, Ready
 from service.http.metrics import FORMATS
 from service.http.negotiation import JSON, PICTURES
-from service.http.problems import KINDS, MEDIA_TYPE, PathUnknown, Problem, RequestTimeout, describe
+from service.http.problems import (
+    KINDS,
+    MEDIA_TYPE,
+    CrossSite,
+    HostUnknown,
+    KeyMissing,
+    KeyUnknown,
+    PathUnknown,
+    Problem,
+    RequestTimeout,
+    ScopeMissing,
+    describe,
+)
 from service.http.routes import HTML, Explanation, Links, Models, Styles
 from service.http.tasks import TASKS, Task
-from service.http.uploads import FORM
+from service.http.uploads import FORM, Fields
 from service.settings import Settings
 from service.tasks.options import is_list, properties
+from service.tasks.task import Strict
 
 Operation = dict[str, Any]
 REF = "#/components/schemas/{model}"
@@ -32,6 +48,9 @@ base64 or a `data:` URI. Options arrive as form fields, query parameters or JSON
 
 JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF are read, EXIF orientation is applied, and coordinates are pixels of the upright picture.
 Errors are `application/problem+json` with a stable `code`; every response carries `X-Request-ID`.
+
+Where the operator has set keys, one is sent as `X-API-Key` or as `Authorization: Bearer`: with the scope `use` for the tasks and
+the styles, with the scope `manage` for `/subjects` and `/models`, with either for `/metrics`. What is left needs none.
 """
 ANY_TASK = (
     errors.ImageMissing,
@@ -72,8 +91,8 @@ def task(row: Task[Any], settings: Settings) -> Operation:
         "summary": row.summary,
         "description": f"{row.description}\n\n{limit}\n\n```sh\n{examples.CURL[row.path]}\n```",
         "tags": ["tasks"],
-        "parameters": _query(row),
-        "requestBody": _request_body(row),
+        "parameters": query(row.options),
+        "requestBody": request_body(row.fields, row.options, examples.REQUESTS[row.path]),
         "responses": {"200": _answer(row), **problems((*ANY_TASK, *row.errors), row.path)},
     }
 
@@ -102,7 +121,7 @@ def _answer(row: Task[Any]) -> dict[str, Any]:
     pictures = [media for media in row.offers if media in PICTURES.values()]
     content: dict[str, Any] = {}
     if row.answer is not None:
-        content[JSON] = {"schema": _ref(row.answer), "examples": {"answer": {"value": examples.ANSWERS[row.path]}}}
+        content[JSON] = {"schema": ref(row.answer), "examples": {"answer": {"value": examples.ANSWERS[row.path]}}}
     content |= {
         media: {"schema": BINARY, "examples": {"picture": {"value": f"(the bytes of an {media} file)"}}} for media in pictures
     }
@@ -113,13 +132,19 @@ def _answer(row: Task[Any]) -> dict[str, Any]:
     return {"description": "The answer" if row.answer else "The picture", "content": content, "headers": headers}
 
 
-def _request_body(row: Task[Any]) -> dict[str, Any]:
-    options = properties(row.options)
-    example = examples.REQUESTS[row.path]
-    files = {name: {**BINARY, "description": "the picture as a file"} for name in row.fields.names}
-    texts = {name: {"type": "string", "description": "the picture as base64, or as a data: URI"} for name in row.fields.names}
-    required = list(row.fields.required)
-    form_example = {**{name: "(the file's bytes)" for name in row.fields.names if name in example}, **_as_form(example, options)}
+def request_body(fields: Fields, kind: type[Strict], example: dict[str, Any]) -> dict[str, Any]:
+    """Images and options in each of the ways that service.http.uploads reads them."""
+    options = properties(kind)
+    files: Operation = {name: {**BINARY, "description": "the picture as a file"} for name in fields.names}
+    texts: Operation = {
+        name: {"type": "string", "description": "the picture as base64, or as a data: URI"} for name in fields.names
+    }
+    if fields.repeated is not None:
+        many = {"type": "array", "maxItems": MAX_PARTS}
+        files[fields.repeated] = {**many, "items": BINARY, "description": "pictures as files, each a part of this name"}
+        texts[fields.repeated] = {"anyOf": [texts[fields.repeated], {**many, "items": {"type": "string"}}]}
+    required = list(fields.required)
+    form_example = {**{name: "(the file's bytes)" for name in fields.names if name in example}, **_as_form(example, options)}
     content: dict[str, Any] = {
         FORM: {
             "schema": {
@@ -134,15 +159,15 @@ def _request_body(row: Task[Any]) -> dict[str, Any]:
             "examples": {"json": {"summary": "base64 and options", "value": example}},
         },
     }
-    if row.fields.raw:
+    if fields.raw:
         content["image/*"] = {"schema": BINARY, "examples": {"raw": {"value": "(the file's bytes; options in the query)"}}}
     return {"required": True, "content": content}
 
 
-def _query(row: Task[Any]) -> list[dict[str, Any]]:
+def query(kind: type[Strict]) -> list[dict[str, Any]]:
     """Options as query parameters."""
     parameters = []
-    for name, prop in properties(row.options).items():
+    for name, prop in properties(kind).items():
         schema = _as_text(prop)
         text = schema.pop("description", "")
         parameters.append({"name": name, "in": "query", "required": False, "schema": schema, "description": text})
@@ -176,17 +201,17 @@ def _as_form(example: dict[str, Any], options: dict[str, Any] | Any) -> dict[str
     return {n: ",".join(map(str, v)) if isinstance(v, list) else v for n, v in example.items() if n in options}
 
 
-def _ref(model: type[BaseModel]) -> dict[str, str]:
+def ref(model: type[BaseModel]) -> dict[str, str]:
     return {"$ref": REF.format(model=model.__name__)}
 
 
 def _page(path: str, summary: str, model: type[BaseModel], tag: str, *raised: type[errors.VisionError]) -> Operation:
-    content: dict[str, Any] = {JSON: {"schema": _ref(model), "examples": {"answer": {"value": examples.ANSWERS[path]}}}}
+    content: dict[str, Any] = {JSON: {"schema": ref(model), "examples": {"answer": {"value": examples.ANSWERS[path]}}}}
     answer = {"description": "The answer", "content": content, "headers": {"X-Request-ID": REQUEST_ID}}
     return {"summary": summary, "tags": [tag], "responses": {"200": answer, **problems((*raised, errors.VisionError), path)}}
 
 
-def _path_parameter(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any]:
+def path_parameter(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"name": name, "in": "path", "required": True, "schema": {"type": "string", **schema}, "description": description}
 
 
@@ -205,7 +230,7 @@ THUMBNAIL: Operation = {
             "/styles/{name}/thumbnail.jpg",
         ),
     },
-    "parameters": [_path_parameter("name", "a name of GET /styles", {"examples": ["ink-wash"]})],
+    "parameters": [path_parameter("name", "a name of GET /styles", {"examples": ["ink-wash"]})],
 }
 LIVE = _page("/health/live", "Does the process answer", Alive, "health")
 READY = _page("/health/ready", "Has every model answered a warm-up run", Ready, "health", errors.NotReady)
@@ -226,7 +251,7 @@ METRICS: Operation = {
 }
 PROBLEM = _page("/problems/{code}", "What a problem's code means", Explanation, "catalogue", PathUnknown)
 PROBLEM["parameters"] = [
-    _path_parameter("code", "the code of a problem", {"enum": sorted(cls.code for cls in KINDS), "default": "no_face"})
+    path_parameter("code", "the code of a problem", {"enum": sorted(cls.code for cls in KINDS), "default": "no_face"})
 ]
 LANDING = _page("/", "Where everything is: a page for browsers, links for programs", Links, "catalogue", errors.NotAcceptable)
 LANDING["responses"]["200"]["content"][HTML] = {
@@ -236,6 +261,7 @@ LANDING["responses"]["200"]["content"][HTML] = {
 
 SHOWN: tuple[type[BaseModel], ...] = (
     *(row.answer for row in TASKS if row.answer),
+    *GALLERY,
     Problem,
     Models,
     Styles,
@@ -246,19 +272,35 @@ SHOWN: tuple[type[BaseModel], ...] = (
 )
 
 
-def describe_routes(app: FastAPI, operations: Mapping[tuple[str, str], Operation]) -> None:
-    """Put operations, by method and path, and the schemas that they refer to into the document of `app`."""
+SCHEMES: dict[str, dict[str, str]] = {
+    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    "bearer": {"type": "http", "scheme": "bearer", "description": "the same key"},
+}
+
+
+def _guarded(method: str, path: str, operation: Operation, keyed: bool) -> Operation:
+    """`operation` with what the gate may answer instead of it, and with the keys that it takes where there are some."""
+    needed = scopes_for(path)
+    raised = (HostUnknown, *((KeyMissing, KeyUnknown, ScopeMissing) if needed else ()), *(() if method in SAFE else (CrossSite,)))
+    operation = {**operation, "responses": operation["responses"] | problems(raised, path)}
+    return operation | {"security": [{name: []} for name in SCHEMES]} if keyed and needed else operation
+
+
+def describe_routes(app: FastAPI, operations: Mapping[tuple[str, str], Operation], *, keyed: bool) -> None:
+    """Put operations, by method and path, and the schemas that they refer to into the document of `app`. `keyed`: are keys set?"""
     make = app.openapi
     paths: dict[str, Any] = defaultdict(dict)
     for (method, path), operation in operations.items():
-        name = re.sub(r"\W+", "_", path).strip("_") or "root"
-        paths[path][method.lower()] = {"operationId": name, **operation}
+        name = re.sub(r"\W+", "_", path).strip("_") or "root"  # of paths with several methods each operation says its own
+        paths[path][method.lower()] = {"operationId": name, **_guarded(method, path, operation, keyed)}
     schemas = models_json_schema([(model, "serialization") for model in SHOWN], ref_template=REF)[1]["$defs"]
 
     def openapi() -> dict[str, Any]:
         document = make()
         document["paths"] |= paths
         document.setdefault("components", {}).setdefault("schemas", {}).update(schemas)
+        if keyed:
+            document["components"]["securitySchemes"] = SCHEMES
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

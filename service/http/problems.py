@@ -7,6 +7,7 @@ sentence with the request id, and its traceback goes to the log only.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from starlette.types import Scope
 
 from service import errors
 from service.http.record import record_of
+from service.tasks.people import Refusal
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -51,6 +53,48 @@ class RequestTimeout(errors.InputError):
     title = "The request was not sent in time"
 
 
+class KeyMissing(errors.InputError):
+    code = "key_missing"
+    title = "A key is needed"
+
+
+class KeyUnknown(errors.InputError):
+    code = "key_unknown"
+    title = "The key is not valid"
+
+
+class ScopeMissing(errors.InputError):
+    """The key has the scopes `has`, and `needed` is asked for."""
+
+    code = "scope_missing"
+    title = "The key does not allow this"
+
+    def __init__(self, needed: str, has: Sequence[str]) -> None:
+        super().__init__(f"this needs a key with the scope {needed}; the one that was sent has {' and '.join(has)}")
+
+
+class CrossSite(errors.InputError):
+    """A browser says that a page of another site, of `origin`, sends this."""
+
+    code = "cross_site"
+    title = "A web page of another site may not do this"
+
+    def __init__(self, origin: str) -> None:
+        who = f"of {origin[:200]!r}" if origin else "of another site"
+        super().__init__(f"a page {who} sends this; without keys only pages of VISION_CORS_ORIGINS may")
+
+
+class HostUnknown(errors.InputError):
+    code = "host_unknown"
+    title = "The service is not known by this host name"
+
+    def __init__(self, host: str) -> None:
+        super().__init__(
+            f"{host[:200]!r} may be a name that a web page gave this machine; use its address, "
+            "or have the operator set VISION_API_KEYS or VISION_OPEN=true"
+        )
+
+
 @dataclass(frozen=True)
 class Kind:
     """What HTTP says about one class of error: the status, and what the caller can do. `told`: may clients see the message?"""
@@ -75,23 +119,36 @@ KINDS: dict[type[errors.VisionError], Kind] = {
     errors.StyleUnknown: Kind(422, "Use one of the names in `known`; GET /styles shows them."),
     errors.NoFace: Kind(422, "Send a photo that shows a face, large enough and in focus, or lower `confidence`."),
     errors.SeveralFaces: Kind(422, "Send a photo of one person, or use face=prominent or face=largest."),
+    errors.FaceTooSmall: Kind(422, "Send a photo on which the face has at least `limit` pixels."),
+    errors.FaceBlurred: Kind(422, "Send a photo with the face in focus and enough light."),
+    errors.EnrollmentRefused: Kind(422, "Leave out or replace the photos in `refused`, or send partial=true."),
+    errors.SubjectUnknown: Kind(404, "Use a name that GET /subjects lists, and the gallery that it is in."),
+    errors.FaceUnknown: Kind(404, "Use an id that GET /subjects/{subject} lists."),
+    errors.SubjectExists: Kind(409, "Choose another name, or delete the subject that has it."),
     errors.InputError: Kind(400, "Correct the request as the detail says."),
     PathUnknown: Kind(404, "See /docs for what is here."),
     MethodUnsupported: Kind(405, "Use a method that the Allow header names."),
     RequestMalformed: Kind(400, "Speak HTTP/1.1, without TLS."),
     HeadersTooLarge: Kind(431, "Send fewer and shorter headers, cookies above all."),
     RequestTimeout: Kind(408, "Send the request again, without pauses, or ask the operator to raise VISION_CLIENT_TIMEOUT."),
+    KeyMissing: Kind(401, "Send a key of this service as X-API-Key, or as Authorization: Bearer; the operator gives them out."),
+    KeyUnknown: Kind(401, "Check the key; the operator may have taken it back."),
+    ScopeMissing: Kind(403, "Use a key with the scope that the detail names."),
+    CrossSite: Kind(403, "Ask the operator to name the page's origin in VISION_CORS_ORIGINS, or to set keys."),
+    HostUnknown: Kind(403, "Use the machine's address; the operator of a proxy sets VISION_API_KEYS, or VISION_OPEN=true."),
     errors.QueueFull: Kind(503, "Wait as long as Retry-After says, then send the request again."),
     errors.QueueTimeout: Kind(503, "Wait as long as Retry-After says, then send the request again."),
     errors.DeadlineExceeded: Kind(504, "Send a smaller picture, or try again when the service is less busy."),
     errors.NotReady: Kind(503, "Wait until /health/ready answers 200."),
+    errors.GalleryUnavailable: Kind(503, "Try again after Retry-After; if that does not help, tell the operator what detail says."),
+    errors.GalleryMismatch: Kind(503, "Only the operator can mend this, as the detail says."),
     errors.Busy: Kind(503, "Wait as long as Retry-After says, then send the request again."),
     errors.InferenceFailed: Kind(500, "Give the operator the request id; the log says more.", told=False),
     errors.VisionError: Kind(500, "Give the operator the request id; the log says more.", told=False),
 }
 
 # An error's own attributes that clients may see, as extension members (RFC 9457, section 3.2).
-EXTENSIONS = ("option", "known", "photo", "count", "allowed", "retry_after")
+EXTENSIONS = ("option", "known", "photo", "count", "measured", "limit", "refused", "allowed", "retry_after")
 
 
 class Problem(BaseModel):
@@ -108,12 +165,16 @@ class Problem(BaseModel):
     known: list[str] | None = Field(None, description="the names that would work")
     photo: str | None = Field(None, description="the image that the problem is about")
     count: int | None = Field(None, description="how many faces were found")
+    measured: float | None = Field(None, description="the quality of the face that is too low")
+    limit: float | None = Field(None, description="the least that is taken")
+    refused: list[Refusal] | None = Field(None, description="the photos that cannot be enrolled, and why")
     allowed: list[str] | None = Field(None, description="the methods that the path answers")
     retry_after: float | None = Field(None, description="seconds to wait before trying again")
 
 
 def kind_of(error: errors.VisionError | type[errors.VisionError]) -> tuple[type[errors.VisionError], Kind]:
-    """The most specific class of KINDS that `error` belongs to, with its kind. SetupError counts as a fault of the service."""
+    """The most specific class of KINDS that `error` belongs to, with its kind. A SetupError that is not there counts as a fault of
+    the service."""
     for cls in (error if isinstance(error, type) else type(error)).__mro__:
         if cls in KINDS:
             return cls, KINDS[cls]
@@ -154,6 +215,8 @@ def respond(error: errors.VisionError, scope: Scope) -> Response:
         headers["Retry-After"] = str(math.ceil(problem.retry_after))
     if problem.allowed is not None:
         headers["Allow"] = ", ".join(problem.allowed)
+    if problem.status == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="vision-service"'
     body = problem.model_dump_json(exclude_none=True)
     if isinstance(error, errors.BodyTooLarge):
         headers["Connection"] = "close"  # there is too much to come to be read and dropped

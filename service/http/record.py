@@ -10,6 +10,7 @@ from service.tasks.task import ModelInfo, TimingMs
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 OTHER = "other"  # stands for every path that no route has
+NAMING = "/subject"  # paths that go on from here hold names of people
 
 
 @dataclass(slots=True)
@@ -17,7 +18,8 @@ class Record:
     """Filled in while the request goes on: routes call ran(), problems set `reason`, Access does the rest.
 
     `started`: a time.perf_counter() moment; `route`: the template of the path; `status`: 0 as long as nothing was sent; `reason`:
-    the code of the problem that was answered; `trace_id`: 32 hexadecimal digits, the caller's or our own.
+    the code of the problem that was answered; `trace_id`: 32 hexadecimal digits, the caller's or our own; `key`: the name of the
+    key that was sent, never the key.
     """
 
     method: str
@@ -31,6 +33,7 @@ class Record:
     bytes_out: int = 0
     reason: str | None = None
     trace_id: str | None = None
+    key: str | None = None
     task: str | None = None
     model: ModelInfo | None = None
     timing: TimingMs | None = None
@@ -43,6 +46,7 @@ class Record:
         """The request is over, whatever came of it."""
         self.seconds = time.perf_counter() - self.started
         self.route = getattr(scope.get("route"), "path", OTHER)
+        self.path = _without_names(self.path, self.route)
 
     def fields(self) -> dict[str, Any]:
         """What the log says of it; what is not known is left out."""
@@ -56,6 +60,8 @@ class Record:
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
         }
+        if self.key is not None:
+            line["key"] = self.key
         if self.model is not None and self.timing is not None:
             line |= {"model": self.model.name, "queue_ms": self.timing.queue, "inference_ms": self.timing.inference}
         if self.reason is not None:
@@ -63,6 +69,14 @@ class Record:
         if self.trace_id is not None:
             line["trace_id"] = self.trace_id
         return line
+
+
+def _without_names(path: str, route: str) -> str:
+    """`path`, but with the template in the place of what may name a person, also where a slip of the pen leads to no route."""
+    at = path.lower().find(NAMING)
+    if at < 0 or not (route == OTHER or route.startswith(NAMING)):
+        return path
+    return path[:at] + (f"{NAMING}..." if route == OTHER else route)
 
 
 def record_of(scope: Scope) -> Record:

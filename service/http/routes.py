@@ -50,6 +50,7 @@ class Links(BaseModel):
     tasks: list[str] = Field(description="paths that take pictures, by POST")
     models: str = "/models"
     styles: str = "/styles"
+    subjects: str = "/subjects"
     ready: str = "/health/ready"
     docs: str = "/docs"
     openapi: str = "/openapi.json"

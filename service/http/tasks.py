@@ -1,4 +1,4 @@
-"""The five tasks as HTTP sees them, in one table: what a request may carry, what runs, what comes back.
+"""The six tasks as HTTP sees them, in one table: what a request may carry, what runs, what comes back.
 
     upload -> photos -> Task.run -> Reply
 
@@ -12,9 +12,18 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, Field
 
-from service.annotate import draw_detections, draw_faces
+from service.annotate import draw_detections, draw_faces, draw_identified
 from service.engine import Engine, StylizeAnswer
-from service.errors import InputError, ModelUnknown, NoFace, SeveralFaces, StyleUnknown, VisionError
+from service.errors import (
+    GalleryMismatch,
+    GalleryUnavailable,
+    InputError,
+    ModelUnknown,
+    NoFace,
+    SeveralFaces,
+    StyleUnknown,
+    VisionError,
+)
 from service.http.forms import Data
 from service.http.negotiation import JSON, PICTURES, choose
 from service.http.uploads import Fields, Upload
@@ -23,6 +32,7 @@ from service.photo import Photo
 from service.tasks.classify import ClassifyAnswer, ClassifyOptions
 from service.tasks.detect import DetectAnswer, DetectOptions
 from service.tasks.faces import DetectFacesAnswer, DetectFacesOptions, VerifyFaceAnswer, VerifyFaceOptions
+from service.tasks.people import IdentifyAnswer, IdentifyOptions
 from service.tasks.stylize import StylizeOptions
 from service.tasks.task import Answer, ModelInfo, Pixels, Strict, TimingMs
 
@@ -56,6 +66,10 @@ class DrawnDetectOptions(Drawable, DetectOptions):
 
 
 class DrawnDetectFacesOptions(Drawable, DetectFacesOptions):
+    pass
+
+
+class DrawnIdentifyOptions(Drawable, IdentifyOptions):
     pass
 
 
@@ -121,7 +135,7 @@ def _as_json(answer: Answer | VerifyFaceAnswer) -> Reply:
     return Reply(answer.model_dump_json().encode(), JSON, answer.model, answer.timing_ms)
 
 
-def _as_picture(make: Callable[[], bytes], media: str, answer: DetectAnswer | DetectFacesAnswer | StylizeAnswer) -> Reply:
+def _as_picture(make: Callable[[], bytes], media: str, answer: Answer | StylizeAnswer) -> Reply:
     """`make` draws and encodes; that time joins the engine's stages in the Server-Timing header."""
     start = time.perf_counter()
     body = make()
@@ -160,6 +174,13 @@ def _detect_faces(engine: Engine, photos: Photos, options: DrawnDetectFacesOptio
     if media == JSON:
         return _as_json(answer)
     return _as_picture(lambda: _encode(draw_faces(pixels, answer.faces), media), media, answer)
+
+
+def _identify(engine: Engine, photos: Photos, options: DrawnIdentifyOptions, media: str) -> Reply:
+    pixels, answer = photos["image"].pixels, engine.identify(photos["image"], options)
+    if media == JSON:
+        return _as_json(answer)
+    return _as_picture(lambda: _encode(draw_identified(pixels, answer.faces), media), media, answer)
 
 
 def _verify_face(engine: Engine, photos: Photos, options: VerifyFaceOptions, _: str) -> Reply:
@@ -216,6 +237,19 @@ TASKS: tuple[Task[Any], ...] = (
         offers=(JSON,),
         run=_verify_face,
         errors=(ModelUnknown, NoFace, SeveralFaces),
+    ),
+    Task(
+        path="/identify",
+        summary="Who are the people on a photo",
+        description="Every face of the photo with the subjects of a gallery that are most like it, at most `top_k`, best first. "
+        "Where none is similar enough the face is `unknown`: no candidate is ever made up. Drawn on the photo with names by "
+        "`Accept: image/jpeg` (or png, webp), or by `format`. Faces become known by POST /subjects/{subject}/faces.",
+        fields=Fields(("image",)),
+        options=DrawnIdentifyOptions,
+        answer=IdentifyAnswer,
+        offers=DRAWN,
+        run=_identify,
+        errors=(ModelUnknown, GalleryUnavailable, GalleryMismatch),
     ),
     Task(
         path="/stylize",

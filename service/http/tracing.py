@@ -119,6 +119,7 @@ class RequestSpan:
         span = self._span
         span.set_attributes({"http.request.body.size": record.bytes_in, "http.response.body.size": record.bytes_out})
         span.set_attribute("vision.request_id", record.request_id)
+        span.set_attribute("url.path", record.path)  # which names nobody any more
         if record.route != OTHER:
             span.update_name(f"{record.method} {record.route}")
             span.set_attribute("http.route", record.route)

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, NoReturn, TypeVar
+from urllib.parse import parse_qsl
 
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect, Request
@@ -27,7 +28,7 @@ from service.tasks.task import Strict
 Options = TypeVar("Options", bound=Strict)
 BODY_HEADERS = frozenset((b"content-type", b"content-length", b"content-encoding", b"transfer-encoding"))
 USUAL_FORM = re.compile(r"multipart/form-data; ?boundary=([\w'()+,./:?-]{1,70})", re.ASCII)
-FORM, BYTES = "multipart/form-data", "application/octet-stream"
+FORM, BYTES, PLAIN_FORM = "multipart/form-data", "application/octet-stream", "application/x-www-form-urlencoded"
 LONG_JSON = 256 * 2**10  # bytes from which JSON is parsed off the event loop
 STRING = re.compile(r'"[^"\\]*+(?:\\.?[^"\\]*+)*+"?', re.DOTALL)  # possessive: linear on any text
 DATA_URI = re.compile(r"data:[\w.+-]*/?[\w.+-]*(?:;[\w.+-]+=[^;,]*)*;base64,", re.IGNORECASE)
@@ -35,10 +36,14 @@ DATA_URI = re.compile(r"data:[\w.+-]*/?[\w.+-]*(?:;[\w.+-]+=[^;,]*)*;base64,", r
 
 @dataclass(frozen=True)
 class Fields:
-    """The image fields of a route: `required` ones first, in the order that the route names them."""
+    """The image fields of a route: `required` ones first, in the order that the route names them. None: it takes options only.
 
-    required: tuple[str, ...]
+    `repeated` is the one of them that may come up to MAX_PARTS times: as parts of the same name, or as a list in JSON.
+    """
+
+    required: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    repeated: str | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -52,7 +57,8 @@ class Fields:
 
 @dataclass(frozen=True)
 class Upload(Generic[Options]):
-    """What arrived: encoded images by field name, and the validated options."""
+    """What arrived: encoded images by field name ("image[1]", "image[2]", ... where a field came more than once), and the validated
+    options."""
 
     images: Mapping[str, Data]
     options: Options
@@ -60,9 +66,11 @@ class Upload(Generic[Options]):
 
 @dataclass
 class _Given:
-    """What a body held, before it is checked against the route: `arrived` names every field, for messages."""
+    """What a body held, before it is checked against the route: `several` came in the repeated field, `arrived` names every field,
+    for messages."""
 
     images: dict[str, Data] = field(default_factory=dict)
+    several: list[Data] = field(default_factory=list)
     options: list[tuple[str, Any]] = field(default_factory=list)
     arrived: list[str] = field(default_factory=list)
     cut: list[str] = field(default_factory=list)
@@ -81,6 +89,8 @@ async def read_upload(request: Request, fields: Fields, kind: type[Options], met
     headers = _headers(request)
     announced = _announced(headers, meter.limit)
     given = await _read_body(request, headers, fields, meter, announced)
+    if fields.repeated is not None:
+        _number(given, fields.repeated)
     _check_images(given, fields)
     if given.cut:
         raise too_long(kind, given.cut[0], fields.names)
@@ -104,6 +114,8 @@ async def _read_body(request: Request, headers: Mapping[bytes, str], fields: Fie
         return await asyncio.to_thread(_from_json, body, fields) if len(body) > LONG_JSON else _from_json(body, fields)
     if (media.startswith("image/") or media == BYTES) and fields.raw:
         return _Given({fields.raw: await _read_whole(request, meter, announced)}, arrived=[fields.raw])
+    if media == PLAIN_FORM and not fields.names:
+        return _from_plain_form(await _read_whole(request, meter, announced))
     raise _refusal(media, fields)
 
 
@@ -180,7 +192,7 @@ def _from_parts(parts: Sequence[Part], fields: Fields) -> _Given:
     for part in parts:
         given.arrived.append(part.name)
         if part.name in fields.names:
-            _add_image_part(given, part)
+            _add_image_part(given, part, fields.repeated)
         else:
             given.options.append((part.name, str(part.data, errors="replace")))
             if part.cut:
@@ -188,7 +200,24 @@ def _from_parts(parts: Sequence[Part], fields: Fields) -> _Given:
     return given
 
 
-def _add_image_part(given: _Given, part: Part) -> None:
+def _from_plain_form(body: Data) -> _Given:
+    """Options as `curl -d` and the forms of browsers send them."""
+    if len(body) > MAX_TEXT:
+        raise MalformedBody(f"the form has {len(body)} bytes; options have at most {MAX_TEXT}")
+    try:
+        pairs = parse_qsl(bytes(body).decode(), keep_blank_values=True, errors="strict", max_num_fields=MAX_PARTS)
+    except ValueError as error:
+        raise MalformedBody(f"the body is not a form of UTF-8 texts: {error}") from None
+    return _Given(options=list(pairs), arrived=[name for name, _ in pairs])
+
+
+def _number(given: _Given, name: str) -> None:
+    """Name the images of the repeated field."""
+    for number, data in enumerate(given.several, 1):
+        given.images[name if len(given.several) == 1 else f"{name}[{number}]"] = data
+
+
+def _add_image_part(given: _Given, part: Part, repeated: str | None) -> None:
     if not part.data and not part.filename:
         return  # what a browser sends for a file input that was left empty
     if part.name in given.images:
@@ -196,7 +225,10 @@ def _add_image_part(given: _Given, part: Part) -> None:
     if part.filename is None and len(part.data) < 1024 and bytes(part.data).isascii():
         hint = f"the field {part.name!r} holds the text {str(part.data, 'ascii')[:60]!r}, not a file"
         raise ImageMissing(f"{hint}; with curl a file is sent as -F {part.name}=@path")
-    given.images[part.name] = part.data
+    if part.name == repeated:
+        given.several.append(part.data)
+    else:
+        given.images[part.name] = part.data
 
 
 def _from_json(body: Data, fields: Fields) -> _Given:
@@ -210,7 +242,8 @@ def _from_json(body: Data, fields: Fields) -> _Given:
     except (ValueError, RecursionError) as error:
         raise MalformedBody(f"the body is not valid JSON: {error}") from None
     if not isinstance(pairs, _Pairs):
-        raise MalformedBody(f'the JSON body is not an object; send one like {{"{fields.names[0]}": "<base64>"}}')
+        example = f' like {{"{fields.names[0]}": "<base64>"}}' if fields.names else ""
+        raise MalformedBody(f"the JSON body is not an object; send one{example}")
     if len(pairs) > MAX_PARTS:
         raise MalformedBody(f"the JSON object has more than {MAX_PARTS} keys")
     given = _Given()
@@ -224,9 +257,17 @@ def _from_json(body: Data, fields: Fields) -> _Given:
             given.options.append((name, value))
             if len(value if isinstance(value, str) else json.dumps(value)) > MAX_TEXT:
                 given.cut.append(name)
+        elif name == fields.repeated and isinstance(value, list) and not isinstance(value, _Pairs):
+            given.several = _from_list(name, value)
         elif value is not None and value != "":
             given.images[name] = _from_base64(name, value)
     return given
+
+
+def _from_list(name: str, values: list[Any]) -> list[Data]:
+    if len(values) > MAX_PARTS:
+        raise MalformedBody(f"{name} holds {len(values)} images; at most {MAX_PARTS} are taken at once, send the others after them")
+    return [_from_base64(f"{name}[{number}]", value) for number, value in enumerate(values, 1)]
 
 
 def _check_bare(text: str) -> None:
@@ -269,12 +310,14 @@ def _check_images(given: _Given, fields: Fields) -> None:
         if name in given.images and not given.images[name]:
             raise ImageMissing(f"the image {name!r} is empty")
     for name in fields.required:
-        if name not in given.images:
+        if name not in given.images and not given.several:
             arrived = ", ".join(repr(other)[:80] for other in given.arrived[:10]) or "none"
             raise ImageMissing(f"there is no image in the field {name!r}; the fields that arrived: {arrived}")
 
 
 def _refusal(media: str, fields: Fields) -> UnsupportedMedia:
+    if not fields.names:
+        return UnsupportedMedia(f"the content type is {media or 'missing'!r:.80}; send {JSON}, {FORM} or {PLAIN_FORM}")
     names = " and ".join(f"'{name}'" for name in fields.required)
     raw = "" if fields.raw is None else "a raw body with an image/* content type, "
     ways = f"send {FORM} with the file in {names}, {raw}or {JSON} with base64 in {names}"

@@ -11,6 +11,7 @@ name = "yolov3-tiny"            the folder's name
 """
 
 import tomllib
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -172,7 +173,13 @@ class Threshold(_Part):
     false_non_match_rate: float = Field(ge=0, le=1)
     impostor_pairs: int | None = Field(None, ge=1, description="pairs of different people behind the false-match rates")
     rates: tuple[Rate, ...] = ()
+    calibrated: date | None = Field(None, description="the day on which it was measured on a user's own photos; none in model.toml")
     source: str
+
+    @property
+    def origin(self) -> str:
+        """Where it comes from, for answers: "model", or "calibrated" with the day."""
+        return "model" if self.calibrated is None else f"calibrated {self.calibrated.isoformat()}"
 
 
 class ModelSpec(_Part):

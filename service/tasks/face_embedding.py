@@ -25,6 +25,9 @@ METHOD: Final = "aligned-1"
 
 Pick = Literal["prominent", "largest", "only"]
 CONFIDENCE: Final = "least confidence that a face is one; lower finds more, and more that are none"
+THRESHOLD_SOURCE: Final = (
+    'where the usual threshold and the rates come from: "model" (its manifest), or "calibrated" and the day on which that was done'
+)
 
 
 class Landmarks(BaseModel):
@@ -63,7 +66,8 @@ def embed(crops: NDArray[np.uint8], model: Model, timing: Timing) -> NDArray[np.
     """Embeddings [n, d] of length 1 of aligned faces [n, 112, 112, 3]. Raises what `model.run` raises."""
     raw = model.run({"pixels": crops}, timing)["embedding"].astype(np.float64)
     lengths = np.linalg.norm(raw, axis=1, keepdims=True)
-    return (raw / np.maximum(lengths, 1e-12)).astype(np.float32)
+    unit: NDArray[np.float32] = (raw / np.maximum(lengths, 1e-12)).astype(np.float32)
+    return unit
 
 
 def cosine(a: NDArray[np.generic], b: NDArray[np.generic]) -> float:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from service.tasks.face_detector import Found, find_faces
 from service.tasks.face_embedding import (
     CONFIDENCE,
+    THRESHOLD_SOURCE,
     Face,
     Pick,
     align,
@@ -62,6 +63,7 @@ class Verification(TypedDict):
     threshold: float
     false_match_rate: float | None
     false_match_pairs: int | None
+    threshold_source: str
     image1: VerifiedPhoto
     image2: VerifiedPhoto
 
@@ -74,10 +76,10 @@ class VerifyFaceAnswer(BaseModel):
     similarity: float = Field(description="cosine of the two embeddings, -1 to 1")
     threshold: float
     false_match_rate: float | None = Field(
-        description="share of pairs of different people that this threshold took for one person, as measured and noted in the "
-        "model's manifest; null where it was not measured"
+        description="share of pairs of different people that this threshold took for one person, as measured; null where it was not"
     )
     false_match_pairs: int | None = Field(description="how many pairs of different people that was measured on")
+    threshold_source: str = Field(description=THRESHOLD_SOURCE)
     image1: VerifiedPhoto
     image2: VerifiedPhoto
 
@@ -119,6 +121,7 @@ def verify(
             threshold=threshold,
             false_match_rate=rate,
             false_match_pairs=None if rate is None else measured.impostor_pairs,
+            threshold_source=measured.origin,
             image1=photos[0],
             image2=photos[1],
         )

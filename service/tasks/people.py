@@ -9,13 +9,25 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, Field
 
 from service.errors import EnrollmentRefused, FaceBlurred, FaceTooSmall, ImageTooSmall, InputError
 from service.gallery.gallery import Gallery, Match, NewFace, StoredFace
 from service.gallery.names import DEFAULT, MAX_NAME, check_name
 from service.tasks.face_detector import Found, find_faces
-from service.tasks.face_embedding import CONFIDENCE, Face, Pick, align, choose, describe, embed, false_match_rate, threshold_of
+from service.tasks.face_embedding import (
+    CONFIDENCE,
+    THRESHOLD_SOURCE,
+    Face,
+    Pick,
+    align,
+    choose,
+    describe,
+    embed,
+    false_match_rate,
+    threshold_of,
+)
 from service.tasks.face_quality import UNUSABLE_SIZE, FaceQuality, assess
 from service.tasks.task import Answer, Box, Model, ModelInfo, Pixels, Strict, Timing, TimingMs
 
@@ -102,6 +114,7 @@ class IdentifyAnswer(Answer):
         description="share of pairs of different people that this threshold took for one person, as measured; null: not measured"
     )
     false_match_pairs: int | None = Field(description="how many pairs of different people that was measured on")
+    threshold_source: str = Field(description=THRESHOLD_SOURCE)
     false_identification_rate: float | None = Field(
         description="share of strangers that would be taken for a subject of this gallery, if its faces were independent of each "
         "other: 1 - (1 - false_match_rate) ** faces; null: not measured"
@@ -120,8 +133,23 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """A face that can be enrolled, of the photo of that name: box in pixels of the photo, embedding float32 [d] of length 1."""
+
+    photo: str
+    box: Box
+    quality: FaceQuality
+    embedding: NDArray[np.float32]
+
+    @property
+    def new(self) -> NewFace:
+        """It as a gallery takes it."""
+        return NewFace(self.embedding, _corners(self.box), self.quality.model_dump())
+
+
+@dataclass(frozen=True)
 class _Seen:
-    """A face that can be enrolled."""
+    """A face that is good enough, aligned."""
 
     photo: str
     face: Face
@@ -146,6 +174,28 @@ def enroll(
     gallery and `run` of the models raise.
     """
     subject = check_name("subject", subject)
+    prepared, refused = prepare(photos, options, limits, models, timing)
+    if refused and (not options.partial or not prepared):
+        if len(photos) == 1:
+            raise refused[0]
+        raise EnrollmentRefused([refusal(error).model_dump(exclude_none=True) for error in refused], len(photos))
+    faces = store(prepared, subject, options, models[1], gallery, timing)
+    return {
+        "gallery": options.gallery,
+        "subject": subject,
+        "faces": faces,
+        "refused": [refusal(error) for error in refused],
+        "warnings": warn(faces, subject),
+    }
+
+
+def prepare(
+    photos: Mapping[str, Pixels | InputError], options: EnrollOptions, limits: Limits, models: tuple[Model, Model], timing: Timing
+) -> tuple[list[Prepared], list[InputError]]:
+    """The face of each photo that can be enrolled, and why the others cannot, both in the order of the photos; nothing is stored.
+
+    Raises what `run` of the models, detector and embedder, raises.
+    """
     detector, embedder = models
     seen, refused = list[_Seen](), list[InputError]()
     for name, photo in photos.items():
@@ -154,27 +204,26 @@ def enroll(
         except InputError as error:
             error.photo = name
             refused.append(error)
-    if refused and (not options.partial or not seen):
-        if len(photos) == 1:
-            raise refused[0]
-        raise EnrollmentRefused([_refusal(error).model_dump(exclude_none=True) for error in refused], len(photos))
     embeddings = _embed([one.crop for one in seen], embedder, timing)
+    ready = [Prepared(one.photo, one.face.box, one.quality, row) for one, row in zip(seen, embeddings, strict=True)]
+    return ready, refused
+
+
+def store(
+    prepared: Sequence[Prepared], subject: str, options: EnrollOptions, embedder: Model, gallery: Gallery, timing: Timing
+) -> list[EnrolledFace]:
+    """Store all of `prepared` (at least one) under a subject, or none; each with the other subjects that it seems to belong to.
+
+    `subject` as check_name gives it. Raises what the gallery raises.
+    """
+    threshold = threshold_of(embedder).value
     with timing.measure("postprocess"):
-        threshold = threshold_of(embedder).value
-        alike = gallery.search(options.gallery, embeddings, top_k=4, threshold=threshold)
-        new = [
-            NewFace(embedding, _corners(one.face.box), one.quality.model_dump())
-            for one, embedding in zip(seen, embeddings, strict=True)
-        ]
-        stored = gallery.enroll(options.gallery, subject, new)
-    faces = [_enrolled(*of, subject) for of in zip(seen, stored, alike.matches, strict=True)]
-    return {
-        "gallery": options.gallery,
-        "subject": subject,
-        "faces": faces,
-        "refused": [_refusal(error) for error in refused],
-        "warnings": _warnings(faces, subject),
-    }
+        alike = list[Sequence[Match]]()
+        for start in range(0, len(prepared), MAX_BATCH):
+            embeddings = np.stack([one.embedding for one in prepared[start : start + MAX_BATCH]])
+            alike += gallery.search(options.gallery, embeddings, top_k=4, threshold=threshold).matches
+        stored = gallery.enroll(options.gallery, subject, [one.new for one in prepared])
+    return [_enrolled(*of, subject) for of in zip(prepared, stored, alike, strict=True)]
 
 
 def identify(
@@ -207,6 +256,7 @@ def identify(
         "threshold": threshold,
         "false_match_rate": rate,
         "false_match_pairs": None if rate is None else measured.impostor_pairs,
+        "threshold_source": measured.origin,
         "false_identification_rate": None if rate is None else 1 - (1 - rate) ** search.faces,
         "subjects": search.subjects,
         "enrolled_faces": search.faces,
@@ -257,14 +307,13 @@ def _identified(face: Face, quality: FaceQuality, matches: Sequence[Match]) -> I
     return IdentifiedFace(**dict(face), quality=quality, unknown=not candidates, candidates=candidates)
 
 
-def _enrolled(seen: _Seen, stored: StoredFace, alike: Sequence[Match], subject: str) -> EnrolledFace:
+def _enrolled(of: Prepared, stored: StoredFace, alike: Sequence[Match], subject: str) -> EnrolledFace:
     others = [_candidate(match) for match in alike if match.subject != subject]
-    return EnrolledFace(
-        face_id=stored.face_id, photo=seen.photo, box=seen.face.box, quality=seen.quality, known=stored.known, also=others
-    )
+    return EnrolledFace(face_id=stored.face_id, photo=of.photo, box=of.box, quality=of.quality, known=stored.known, also=others)
 
 
-def _warnings(faces: Sequence[EnrolledFace], subject: str) -> list[str]:
+def warn(faces: Sequence[EnrolledFace], subject: str) -> list[str]:
+    """A sentence for each other subject that faces just enrolled as `subject` seem to belong to."""
     best: dict[str, float] = {}
     for other in (candidate for face in faces for candidate in face.also):
         best[other.subject] = max(best.get(other.subject, -1.0), other.similarity)
@@ -275,6 +324,7 @@ def _warnings(faces: Sequence[EnrolledFace], subject: str) -> list[str]:
     ]
 
 
-def _refusal(error: InputError) -> Refusal:
+def refusal(error: InputError) -> Refusal:
+    """Why the photo error.photo is not enrolled."""
     measured, limit = getattr(error, "measured", None), getattr(error, "limit", None)
     return Refusal(photo=error.photo or "", code=error.code, detail=str(error), measured=measured, limit=limit)

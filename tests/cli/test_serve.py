@@ -14,6 +14,10 @@ from typing import Any
 
 import pytest
 
+from service.cli import main, serve
+from service.errors import SettingInvalid
+from service.settings import Settings
+
 PathOf = Callable[[str], Path]
 
 
@@ -158,3 +162,110 @@ def test_what_keeps_a_process_from_serving_is_told_and_the_status_is_1(
         last = running.log.read_text().splitlines()[-1]
     assert last.startswith("vision-service: ")
     assert "unheard-of" in last
+
+
+KEYS = "web:use:" + "k" * 20
+
+
+@pytest.mark.parametrize(
+    ("published", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.8.7", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("", False),
+        ("192.168.1.20", False),
+        ("::ffff:192.168.1.20", False),
+        ("no-such-host.invalid", False),
+    ],
+)
+def test_without_keys_only_this_machine_is_served(capsys: pytest.CaptureFixture[str], published: str, loopback: bool) -> None:
+    assert serve.check_reach(published, Settings(api_keys=KEYS)) == []
+    assert serve.check_reach("127.0.0.1", Settings(open=True)) == []
+    assert capsys.readouterr().err == ""
+    if loopback:
+        assert serve.check_reach(published, Settings()) == []
+        return
+    with pytest.raises(SettingInvalid, match=r"set VISION_API_KEYS=.*, or VISION_OPEN=true.*--published-on 127\.0\.0\.1"):
+        serve.check_reach(published, Settings())
+    (told,) = serve.check_reach(published, Settings(open=True))
+    assert "no keys are set" in told
+    assert f"warning: {told}" in capsys.readouterr().err
+
+
+def test_a_name_is_loopback_only_where_all_its_addresses_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [(socket.AF_INET, 0, 0, "", (address, 0)) for address in ("127.0.0.1", "192.168.1.20")]
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: found)
+    assert not serve.is_loopback("both.example.org")
+    found.pop()
+    assert serve.is_loopback("both.example.org")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "status", "told"),
+    [
+        (["--host", "0.0.0.0"], {}, 1, "set VISION_API_KEYS="),
+        (["--host", "0.0.0.0", "--published-on", "192.168.1.20"], {}, 1, "192.168.1.20 can be reached"),
+        (["--host", "127.0.0.1", "--published-on", "0.0.0.0"], {}, 1, "set VISION_API_KEYS="),
+        (["--host", "0.0.0.0"], {"VISION_API_KEYS": "web:use:k"}, 1, "entry 1 of VISION_API_KEYS"),
+        (["--host", "127.0.0.1"], {"VISION_API_KEYS": ","}, 1, "holds no key"),
+        (["--host", "0.0.0.0"], {"VISION_OPEN": "true"}, 7, "warning: no keys are set"),
+        (["--host", "0.0.0.0"], {"VISION_API_KEYS": KEYS}, 7, ""),
+        (["--host", "0.0.0.0", "--published-on", "127.0.0.1"], {}, 7, ""),
+        ([], {}, 7, ""),
+    ],
+)
+def test_who_could_come_in_is_checked_before_anything_is_fetched(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    environ: dict[str, str],
+    status: int,
+    told: str,
+) -> None:
+    def begin(_: str) -> None:
+        raise SystemExit(7)  # what comes after the check
+
+    monkeypatch.setattr(serve, "choose", begin)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    try:
+        ended = main(["serve", "--port", "0", *arguments])
+    except SystemExit as left:
+        ended = left.code
+    shown = capsys.readouterr().err
+    assert ended == status
+    assert told in shown
+    assert shown or status == 7
+    assert "kkk" not in shown
+
+
+def test_an_open_service_logs_one_warning_whatever_its_workers(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "SERVE", [*bench.SERVE, "--published-on", "192.0.2.1"])
+    with bench.server(2, VISION_OPEN="true") as running:
+        bench.wait_until(lambda: running.answers("/health/live"))
+        log = running.log.read_text()
+    (line,) = [line for line in log.splitlines() if line.startswith("{") and '"level":"warning"' in line]
+    assert "no keys are set" in line
+
+
+def test_a_service_with_keys_tells_them_nowhere(bench: Any, jpeg: bytes) -> None:
+    with bench.server(VISION_API_KEYS=KEYS) as running:
+        bench.wait_until(running.answers)
+        codes = []
+        for key in ("", "X-API-Key: " + "w" * 20, "X-API-Key: " + "k" * 20, "authorization: bearer " + "k" * 20):
+            with socket.create_connection(("127.0.0.1", running.port), timeout=10) as connection:
+                head = f"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n"
+                connection.sendall((head + (f"{key}\r\n" if key else "") + "\r\n").encode() + jpeg)
+                codes.append(connection.recv(12)[9:])
+        assert running.end()[0] == 0
+        log = running.log.read_text()
+    assert codes == [b"401", b"401", b"200", b"200"]
+    assert log.count('"key":"web"') == 2
+    assert "kkk" not in log
+    assert "www" not in log

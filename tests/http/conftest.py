@@ -6,7 +6,9 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,19 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from service.engine import ModelCard, StylizeAnswer
-from service.errors import ModelUnknown, NoFace, StyleUnknown
+from service.errors import (
+    EnrollmentRefused,
+    FaceTooSmall,
+    FaceUnknown,
+    InputError,
+    ModelUnknown,
+    NoFace,
+    StyleUnknown,
+    SubjectExists,
+    SubjectUnknown,
+)
+from service.gallery.faces import face_id
+from service.gallery.gallery import EmbeddingModel, NewFace, Page, StoredFace, Subject
 from service.http.app import create_app
 from service.http.examples import ANSWERS
 from service.http.listening import listen
@@ -25,8 +39,66 @@ from service.settings import Settings
 from service.tasks.classify import ClassifyAnswer
 from service.tasks.detect import DetectAnswer
 from service.tasks.faces import DetectFacesAnswer, VerifyFaceAnswer
+from service.tasks.people import EnrollAnswer, IdentifyAnswer, refusal
 from service.tasks.stylize import StyleInfo
-from service.tasks.task import ModelInfo
+from service.tasks.task import ModelInfo, Timing
+
+
+class FakeGallery:
+    """As much of the Gallery as HTTP asks for, in a dict: collection -> subject -> faces. `before` runs first."""
+
+    model = EmbeddingModel("sface", "2021dec", "d" * 64, "aligned-1", 2)
+
+    def __init__(self) -> None:
+        self.held: dict[str, dict[str, list[StoredFace]]] = {}
+        self.before: Callable[[], None] = lambda: None
+
+    def enroll(self, collection: str, subject: str, faces: Sequence[NewFace]) -> list[StoredFace]:
+        self.before()
+        mine = self.held.setdefault(collection, {}).setdefault(subject, [])
+        ids = [face_id(sha256(f"{collection}/{subject}".encode()).hexdigest(), face.embedding) for face in faces]
+        known = {face.face_id for face in mine}
+        new = [
+            StoredFace(key, face.box, face.quality, datetime.now(UTC), key in known) for key, face in zip(ids, faces, strict=True)
+        ]
+        mine.extend(face for face in new if not face.known)
+        return new
+
+    def subjects(self, collection: str, after: str | None = None, limit: int = 100) -> Page:
+        self.before()
+        held = self.held.get(collection, {})
+        names = sorted(name for name in held if after is None or name > after)
+        shown = [self.subject(collection, name)[0] for name in names[:limit]]
+        last = shown[-1].name if len(names) > limit else None
+        return Page(shown, last, len(held), sum(map(len, held.values())))
+
+    def subject(self, collection: str, name: str) -> tuple[Subject, list[StoredFace]]:
+        self.before()
+        faces = self._faces(collection, name)
+        return Subject(name, len(faces), faces[0].enrolled_at, faces[-1].enrolled_at), faces
+
+    def rename(self, collection: str, name: str, new: str) -> Subject:
+        self._faces(collection, name)
+        if new != name and new in self.held[collection]:
+            raise SubjectExists(collection, new)
+        self.held[collection][new] = self.held[collection].pop(name)
+        return self.subject(collection, new)[0]
+
+    def delete_subject(self, collection: str, name: str) -> int:
+        self._faces(collection, name)
+        return len(self.held[collection].pop(name))
+
+    def delete_face(self, collection: str, name: str, face_id: str) -> int:
+        faces = self._faces(collection, name)
+        if face_id not in [face.face_id for face in faces]:
+            raise FaceUnknown(name, face_id)
+        faces[:] = [face for face in faces if face.face_id != face_id]
+        return len(faces) or len(self.held[collection].pop(name))
+
+    def _faces(self, collection: str, name: str) -> list[StoredFace]:
+        if name not in self.held.get(collection, {}):
+            raise SubjectUnknown(collection, name)
+        return self.held[collection][name]
 
 
 class FakeEngine:
@@ -39,11 +111,16 @@ class FakeEngine:
         self.on_start: Callable[[], None] = lambda: None
         self.started = threading.Event()
         self.closed = False
+        self.gallery: Any = FakeGallery()
+        self.on_open: Callable[[], None] = lambda: None
 
     ready = property(lambda self: self.started.is_set() and not self.closed)
     pending = property(lambda self: [] if self.ready else ["yolov3-tiny"])
 
     concurrency = 2
+
+    def open_gallery(self) -> None:
+        self.on_open()
 
     def start(self) -> None:
         self.on_start()
@@ -58,7 +135,7 @@ class FakeEngine:
     def _answer(self, name: str, path: str, model: type, options: Any, photo: Photo | None = None) -> Any:
         self.calls.append((name, options))
         self.before()
-        if options.model == "nope":
+        if getattr(options, "model", None) == "nope":
             raise ModelUnknown("nope", ["yolov3-tiny"])
         answer = ANSWERS[path] if photo is None else ANSWERS[path] | {"image": photo.info.model_dump()}
         return model.model_validate(answer)
@@ -76,6 +153,34 @@ class FakeEngine:
         if image2.pixels.shape[:2] == (64, 64):
             raise NoFace("image2", "no face was found in image2")
         return self._answer("verify_face", "/verify-face", VerifyFaceAnswer, options)
+
+    def identify(self, image: Photo, options: Any) -> IdentifyAnswer:
+        return self._answer("identify", "/identify", IdentifyAnswer, options, image)
+
+    def enroll(self, subject: str, photos: Mapping[str, Any], options: Any, *, timing: Timing) -> EnrollAnswer:
+        """Every picture is a face of its own, seen by its first pixel; below 64 pixels of width it is too small."""
+        self.calls.append(("enroll", (subject, dict(photos), options)))
+        self.before()
+        new, refused = dict[str, NewFace](), list[InputError]()
+        example = ANSWERS["POST /subjects/{subject}/faces"]
+        for name, data in photos.items():
+            try:
+                pixels = open_photo(data, self.settings).pixels
+                if pixels.shape[1] < 64:
+                    raise FaceTooSmall(name, pixels.shape[1], 32)
+                new[name] = NewFace(pixels.sum(axis=(0, 1), dtype=np.float32), (1, 2, 3, 4), example["faces"][0]["quality"])
+            except InputError as error:
+                error.photo = name
+                refused.append(error)
+        if refused and not (options.partial and new):
+            raise refused[0] if len(photos) == 1 else EnrollmentRefused([vars(refusal(error)) for error in refused], len(photos))
+        stored = self.gallery.enroll(options.gallery, subject, list(new.values()))
+        faces = [
+            example["faces"][0] | {"photo": name, "face_id": face.face_id, "known": face.known}
+            for name, face in zip(new, stored, strict=True)
+        ]
+        told = {"gallery": options.gallery, "subject": subject, "faces": faces, "refused": [vars(refusal(e)) for e in refused]}
+        return EnrollAnswer.model_validate(example | told | {"timing_ms": timing.report()})
 
     def stylize(self, image: Photo, options: Any, *, style_image: Photo | None = None) -> StylizeAnswer:
         self.calls.append(("stylize", (options, style_image)))

@@ -345,3 +345,53 @@ def test_what_usual_clients_send_is_read_at_once(parts: tuple[bytes, ...]) -> No
     found = read_at_once(form(*parts), b"XYZ", ("image",))
     assert found is not None
     assert bytes(next(p for p in found if p.name == "image").data) == PHOTO
+
+
+MANY = Fields(("image",), repeated="image")
+
+
+@pytest.mark.parametrize("filename", ["a.jpg", "Füße.jpg"])  # read at once, and by the streaming parser
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_repeated_field_numbers_its_images(filename: str, count: int) -> None:
+    photos = [PHOTO + bytes([number]) for number in range(count)]
+    empty = part("image", b"", "")  # a file input that was left alone
+    body = form(*[part("image", photo, filename) for photo in photos], empty, part("top_k", b"3", None))
+    upload = read(body, FORM, MANY)
+    names = ["image"] if count == 1 else ["image[1]", "image[2]", "image[3]"]
+    assert [(name, bytes(data)) for name, data in upload.images.items()] == list(zip(names, photos, strict=True))
+    assert upload.options == Options(top_k=3)
+
+
+def test_a_list_of_images_is_taken_only_where_a_field_may_be_repeated() -> None:
+    body = json.dumps({"image": [base64.b64encode(PHOTO).decode()] * 2}).encode()
+    assert list(read(body, JSON, MANY).images) == ["image[1]", "image[2]"]
+    with pytest.raises(MalformedBody, match="image is not a text"):
+        read(body, JSON, ONE)
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (b'{"top_k": 3, "model": "a b"}', JSON),
+        (b"top_k=3&model=a+b", {"content-type": "application/x-www-form-urlencoded"}),
+        (form(part("top_k", b"3", None), part("model", b"a b", None)), FORM),
+    ],
+)
+def test_a_route_may_take_options_only(body: bytes, headers: dict[str, str]) -> None:
+    assert read(body, headers, Fields()) == Upload({}, Options(top_k=3, model="a b"))
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (b"model=" + b"x" * 70_000, MalformedBody),
+        (b"&".join([b"model=x"] * 65), MalformedBody),
+        (b"model=%FF", MalformedBody),
+        (b"model=\xff", MalformedBody),
+        (b"model=a&model=b", OptionInvalid),
+        (b"image=x", OptionInvalid),
+    ],
+)
+def test_a_plain_form_has_limits(body: bytes, error: type[VisionError]) -> None:
+    with pytest.raises(error):
+        read(body, {"content-type": "application/x-www-form-urlencoded"}, Fields())

@@ -15,7 +15,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-SCRIPTS = ("accuracy", "latency", "limit", "overload", "painting", "serve", "soak", "startup")
+SCRIPTS = (
+    *("accuracy", "faces", "gallery", "gallery_crash", "gallery_load", "latency"),
+    *("limit", "overload", "painting", "serve", "soak", "startup"),
+)
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 REFUSAL = b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n"
 

@@ -9,6 +9,11 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from service.cli import build_parser
+from service.cli.serve import check_reach
+from service.errors import SettingInvalid
+from service.settings import Settings
+
 Stage = list[tuple[str, str]]
 
 
@@ -87,6 +92,28 @@ def test_compose_gives_a_service_small_rights(compose: dict[str, Any], device: s
     assert [item.split(":")[0] for item in service["tmpfs"]] == ["/tmp"]
     assert service["volumes"] == ["models:/data"]
     assert service["ports"] == ["${BIND:-127.0.0.1}:${PORT:-8000}:8000"]
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_only_compose_says_that_nobody_else_can_come_in(compose: dict[str, Any], stages: dict[str, Stage], device: str) -> None:
+    """An image by itself cannot know where its port is published, so without keys it must refuse."""
+    command = compose["services"][device]["command"]
+    published = compose["services"][device]["ports"][0].partition(":${PORT")[0]
+    assert command[command.index("--published-on") + 1] == published
+    told = build_parser().parse_args([re.sub(r"\$\{\w+:-(.*)\}", r"\1", word) for word in command])
+    assert (told.host, told.published_on, told.workers) == ("0.0.0.0", "127.0.0.1", 1)
+    arguments = build_parser().parse_args(json.loads(one(stages[device], "CMD")))
+    assert arguments.published_on is None
+    with pytest.raises(SettingInvalid, match="--published-on"):
+        check_reach(arguments.host, Settings())
+
+
+def test_prometheus_can_be_given_a_key(root: Path) -> None:
+    text = (root / "docker" / "prometheus.yml").read_text(encoding="utf-8")
+    taken_in = re.sub(r"# (authorization:|  credentials_file:)", r"\1", text)
+    (job,) = YAML(typ="safe").load(taken_in)["scrape_configs"]
+    assert job["authorization"] == {"credentials_file": "/run/secrets/vision-key"}
+    assert job["static_configs"]
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])

@@ -79,7 +79,7 @@ def test_the_service_declares_exactly_what_it_imports(project: dict[str, Any], r
     needed = {
         canonicalize_name(name) for item in imported(root / "service") for name in BRINGS.get(item) or brought.get(item, [item])
     }
-    asked = {canonicalize_name(item.name) for item in requirements(project, "cpu", "cuda", "heic", "otel")}
+    asked = {canonicalize_name(item.name) for item in requirements(project, "cpu", "cuda", "heic", "otel", "postgres")}
     assert needed - asked == set(), "imported but not declared"
     assert asked - needed - TAKEN_UP == set(), "declared but not imported"
 

@@ -276,6 +276,7 @@ def test_the_answer_says_which_false_match_rate_its_threshold_stands_for() -> No
     assert default["false_match_rate"] == SFACE.threshold.false_match_rate  # type: ignore[union-attr]
     assert default["false_match_pairs"] == strict["false_match_pairs"] == 4555
     assert strict["false_match_rate"] == 0.0002
+    assert default["threshold_source"] == strict["threshold_source"] == "model"
     bare = SFACE.model_copy(update={"threshold": RATES.model_copy(update={"rates": ()})})
     unknown = compare(threshold=0.3, spec=bare)
     assert (unknown["false_match_rate"], unknown["false_match_pairs"]) == (None, None)

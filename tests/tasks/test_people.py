@@ -199,6 +199,7 @@ def test_every_face_gets_its_candidates_and_what_the_threshold_stands_for() -> N
     assert rate == SFACE.threshold.false_match_rate  # type: ignore[union-attr]
     assert answer["false_identification_rate"] == pytest.approx(1 - (1 - rate) ** 100)
     assert (answer["subjects"], answer["enrolled_faces"]) == (7, 100)
+    assert answer["threshold_source"] == "model"
 
 
 def test_below_the_threshold_a_face_is_unknown() -> None:
