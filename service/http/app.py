@@ -157,6 +157,8 @@ def _explain(error: VisionError, scope: Scope) -> Response:
     response = respond(error, scope)
     if response.status_code == 500:
         logger.error("request failed", exc_info=error, extra={"request_id": scope["state"]["request_id"]})
+    elif isinstance(error, GalleryUnavailable):  # whose message names the database: not for clients
+        logger.error("%s: %s", error.title, error, extra={"request_id": scope["state"]["request_id"]})
     return response
 
 

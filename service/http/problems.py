@@ -140,7 +140,7 @@ KINDS: dict[type[errors.VisionError], Kind] = {
     errors.QueueTimeout: Kind(503, "Wait as long as Retry-After says, then send the request again."),
     errors.DeadlineExceeded: Kind(504, "Send a smaller picture, or try again when the service is less busy."),
     errors.NotReady: Kind(503, "Wait until /health/ready answers 200."),
-    errors.GalleryUnavailable: Kind(503, "Try again after Retry-After; if that does not help, tell the operator what detail says."),
+    errors.GalleryUnavailable: Kind(503, "Wait as long as Retry-After says; the log says what is wrong.", told=False),
     errors.GalleryMismatch: Kind(503, "Only the operator can mend this, as the detail says."),
     errors.Busy: Kind(503, "Wait as long as Retry-After says, then send the request again."),
     errors.InferenceFailed: Kind(500, "Give the operator the request id; the log says more.", told=False),
@@ -188,7 +188,7 @@ def describe(error: errors.VisionError, *, instance: str, root: str = "", reques
         name: _sendable(value) for name in EXTENSIONS if (value := getattr(error, name, None)) is not None
     }
     if not kind.told:
-        extensions = {"request_id": request_id}
+        extensions = {"request_id": request_id, "retry_after": extensions.get("retry_after")}
     return Problem(
         type=f"{root}/problems/{cls.code}",
         title=cls.title,

@@ -16,7 +16,26 @@ from service.gallery.gallery import Entry, Gallery, NewFace
 Vector = Callable[..., NDArray[np.float32]]
 Face = Callable[..., NewFace]
 
-NAMES = ["a/b", "..", "../x", "%", "_", "a_b", "a%", "it's", 'say "hi"', "\\", ";--", "Ä", "Zoë", "z", "名前", "\U0001f600", "\uffff", "nul"]
+NAMES = [
+    "a/b",
+    "..",
+    "../x",
+    "%",
+    "_",
+    "a_b",
+    "a%",
+    "it's",
+    'say "hi"',
+    "\\",
+    ";--",
+    "Ä",
+    "Zoë",
+    "z",
+    "名前",
+    "\U0001f600",
+    "\uffff",
+    "nul",
+]
 
 
 def names_of(gallery: Gallery, collection: str = "default") -> list[str]:
@@ -197,7 +216,9 @@ def test_export_and_import_carry_everything(databases: Callable[[], Any], face: 
         one.enroll("default", name, [face(number), face(number + 100)])
     one.enroll("second", "Ada", [face(50)])
     entries = list(one.export())
-    assert [(entry.collection, entry.subject) for entry in entries] == sorted((entry.collection, entry.subject) for entry in entries)
+    assert [(entry.collection, entry.subject) for entry in entries] == sorted(
+        (entry.collection, entry.subject) for entry in entries
+    )
     assert two.import_(iter(entries)) == 13
     assert two.import_(entries) == 0
     for ours, theirs in zip(entries, two.export(), strict=True):

@@ -6,7 +6,9 @@ from service.errors import OptionInvalid
 from service.gallery.names import MAX_NAME, check_name
 
 
-@pytest.mark.parametrize("text", ["Ada", "a/b", "..", "%", "_", "it's", "\U0001f600", "名前", "a b", "x" * MAX_NAME, "\U0001f600" * MAX_NAME])
+@pytest.mark.parametrize(
+    "text", ["Ada", "a/b", "..", "%", "_", "it's", "\U0001f600", "名前", "a b", "x" * MAX_NAME, "\U0001f600" * MAX_NAME]
+)
 def test_what_is_kept_as_it_is(text: str) -> None:
     assert check_name("subject", text) == text
 

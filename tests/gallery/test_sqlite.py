@@ -184,7 +184,9 @@ def test_nothing_is_left_of_what_was_deleted(path: Path, face: Face, vector: Vec
     gallery.close()
 
 
-def test_what_a_reader_held_back_is_wiped_when_it_ends(path: Path, face: Face, vector: Vector, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_reader_held_back_is_wiped_when_it_ends(
+    path: Path, face: Face, vector: Vector, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sqlite_file, "WIPE_SECONDS", 0.02)
     gallery = SqliteGallery(path, MODEL)
     for number in range(3):

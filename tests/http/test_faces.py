@@ -361,10 +361,20 @@ def test_an_enrolment_knows_how_long_it_has_waited_and_may_take(fake: Any, clien
     assert clocks[0].stages["queue"] > 0
 
 
+def test_a_database_that_does_not_answer_is_named_in_the_log_only(client: TestClient, fake: Any, caplog: Any) -> None:
+    def fail() -> None:
+        raise GalleryUnavailable("no answer from db.internal", retry_after=5)
+
+    fake.gallery.before = fail
+    answer = client.get("/subjects")
+    assert (answer.status_code, answer.json()["code"], answer.headers["retry-after"]) == (503, "gallery_unavailable", "5")
+    assert "db.internal" not in answer.text
+    assert "db.internal" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("error", "status", "code"),
     [
-        (GalleryUnavailable("no answer from the database", retry_after=5), 503, "gallery_unavailable"),
         (GalleryMismatch("default", "old 1", "new 2"), 503, "gallery_mismatch"),
         (ModelUnknown("(default)", []), 404, "model_unknown"),
     ],
