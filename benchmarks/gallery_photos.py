@@ -31,7 +31,7 @@ def distinct(count: int, folder: Path) -> list[bytes]:
     engine = Engine(Settings.from_env({"VISION_MODELS": MODELS, "VISION_GALLERY_URL": url}))
     photos: list[bytes] = []
     try:
-        chosen = np.empty((count, engine.embedding_model.dimension), np.float32)
+        chosen = np.empty((count, engine.recognition.embedding_model.dimension), np.float32)
         for seed in range(4 * count):
             photo = variant(seed)
             embedding = _embedding(engine, photo)

@@ -5,84 +5,33 @@ with Engine() as engine:
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
-from pydantic import BaseModel, Field, ValidationError
-
-from service.errors import InputError, ModelUnknown, NotReady, SettingInvalid, SpecInvalid, StyleUnknown
-from service.gallery import check_models, open_gallery
-from service.gallery.gallery import EmbeddingModel, Gallery
-from service.gallery.names import check_name
+from service.catalogue import ModelCard, card, check, choices
+from service.errors import InputError, ModelUnknown, NotReady, SettingInvalid, StyleUnknown
+from service.gallery.gallery import Gallery
 from service.imaging.codec import Scale, decode, encode
 from service.imaging.transforms import use_one_thread
 from service.loaded import LoadedModel, load, load_known
 from service.photo import ImageLike, Photo, open_photo
+from service.recognition import Recognition
 from service.repository.progress import Progress, terminal_progress
-from service.repository.spec import MANIFEST, Accuracy, InputContract, Licence, ModelSpec, Precision, Task
+from service.repository.spec import ModelSpec, Task
 from service.repository.store import ensure, find_built, scan
 from service.runtime.machine import give_back_memory, usable_cores
 from service.runtime.providers import Choice, choose
 from service.runtime.session import run_once
-from service.runtime.tuning import Tuning
 from service.settings import Settings
 from service.tasks.classify import ClassifyAnswer, ClassifyOptions, classify, crop_scale
 from service.tasks.detect import DetectAnswer, DetectOptions, detect, letterbox_scale
-from service.tasks.face_embedding import METHOD
 from service.tasks.faces import DetectFacesAnswer, DetectFacesOptions, VerifyFaceAnswer, VerifyFaceOptions, detect_faces, verify
-from service.tasks.options import explain
-from service.tasks.people import (
-    EnrollAnswer,
-    EnrolledFace,
-    EnrollOptions,
-    IdentifyAnswer,
-    IdentifyOptions,
-    Limits,
-    Prepared,
-    Refusal,
-    enroll,
-    identify,
-    prepare,
-    refusal,
-    store,
-)
+from service.tasks.options import merged
+from service.tasks.people import EnrollAnswer, EnrollOptions, IdentifyAnswer, IdentifyOptions
 from service.tasks.stylize import SAMPLE, StyleInfo, StylizeOptions, list_styles, pick_painter, stylize, thumbnail
-from service.tasks.task import ImageInfo, ModelInfo, Pixels, Strict, Timing, TimingMs
-
-Options = TypeVar("Options", bound=Strict)
-
-FAMILIES: dict[Task, tuple[str, ...]] = {
-    "classify": ("softmax",),
-    "detect": ("yolov3",),
-    "detect-faces": ("yunet",),
-    "embed-face": ("sface",),
-    "stylize": ("built-in-styles", "arbitrary-style"),
-}
-"""The families of models whose outputs the tasks can read."""
-
-
-class ModelCard(BaseModel):
-    """One loaded model, as GET /models and `vision-service models list` show it."""
-
-    name: str
-    version: str
-    task: Task
-    family: str
-    summary: str
-    default: bool
-    licence: Licence
-    sources: list[str] = Field(description="package and version, or URL, of each weight file")
-    digest: str = Field(description="SHA-256 of the weights, of the first file where there are several")
-    input: InputContract
-    provider: str = Field(description="the execution provider that really runs it")
-    provider_note: str | None = Field(description="why it is not the provider asked for or a faster one, if so")
-    precision: Precision = Field(description="the arithmetic that it runs in")
-    tuning: Tuning = Field(description="how it runs on this machine, and what else was measured")
-    classes: int = Field(description="how many labels it has; 0 where labels make no sense")
-    accuracy: list[Accuracy]
-    ready: bool
+from service.tasks.task import ImageInfo, ModelInfo, Pixels, Timing, TimingMs
 
 
 @dataclass(frozen=True)
@@ -120,14 +69,13 @@ class Engine:
         self._models: dict[str, LoadedModel] = dict(models or {})
         self._specs = {name: model.spec for name, model in self._models.items()} if models is not None else scan(self.settings)
         for spec in self._specs.values():
-            _check(spec)
-        self._chosen = _choices(list(self._specs.values()))
+            check(spec)
+        self._chosen = choices(list(self._specs.values()))
         self._choice: Choice | None = None
-        self._gallery = gallery
         self._loading = threading.Lock()
-        self._opening = threading.Lock()
         self._closed = False
         self._thumbnails: dict[str, bytes] = {}
+        self.recognition = Recognition(self.settings, self._face_models, self.decode, gallery)
 
     def start(self) -> None:
         """Fetch, build and load every model and let each answer a warm-up run. Raises SetupError saying what to do."""
@@ -144,10 +92,7 @@ class Engine:
             models, self._models = self._models, {}
         for model in models.values():
             model.close()
-        with self._opening:
-            gallery, self._gallery = self._gallery, None
-        if gallery is not None:
-            gallery.close()
+        self.recognition.close()
 
     def __enter__(self) -> Self:
         try:
@@ -186,7 +131,7 @@ class Engine:
 
     def classify(self, image: ImageLike, options: ClassifyOptions | None = None, **given: Any) -> ClassifyAnswer:
         """What is on the photo: the most probable classes, best first."""
-        options = _options(ClassifyOptions, options, given)
+        options = merged(ClassifyOptions, options, given)
         model = self._model("classify", options.model)
         photo, timing = self._opened(image, options)
         predictions = classify(photo.pixels, options, model, timing, photo.grid)
@@ -194,7 +139,7 @@ class Engine:
 
     def detect(self, image: ImageLike, options: DetectOptions | None = None, **given: Any) -> DetectAnswer:
         """Which objects are on the photo, and where."""
-        options = _options(DetectOptions, options, given)
+        options = merged(DetectOptions, options, given)
         model = self._model("detect", options.model)
         photo, timing = self._opened(image, options)
         predictions = detect(photo.pixels, options, model, timing, photo.grid)
@@ -202,7 +147,7 @@ class Engine:
 
     def detect_faces(self, image: ImageLike, options: DetectFacesOptions | None = None, **given: Any) -> DetectFacesAnswer:
         """Where the faces are, with five landmarks each."""
-        options = _options(DetectFacesOptions, options, given)
+        options = merged(DetectFacesOptions, options, given)
         model = self._model("detect-faces", options.model)
         photo, timing = self._opened(image)
         faces = detect_faces(photo.pixels, options, model, timing, self.settings.max_faces)
@@ -212,7 +157,7 @@ class Engine:
         self, image1: ImageLike, image2: ImageLike, options: VerifyFaceOptions | None = None, **given: Any
     ) -> VerifyFaceAnswer:
         """Do two photos show the same person?"""
-        options = _options(VerifyFaceOptions, options, given)
+        options = merged(VerifyFaceOptions, options, given)
         embedder = self._model("embed-face", options.model)
         detector = self._model("detect-faces", None)
         first, second = self.decode(image1), self.decode(image2)
@@ -229,7 +174,7 @@ class Engine:
         **given: Any,
     ) -> StylizeAnswer:
         """The photo painted in a built-in style, a blend of them, or the style of any picture."""
-        options = _options(StylizeOptions, options, given)
+        options = merged(StylizeOptions, options, given)
         model = self.load(pick_painter(list(self._specs.values()), options, style_image is not None).name)
         photo = self.decode(image)
         style = None if style_image is None else self.decode(style_image)
@@ -248,67 +193,17 @@ class Engine:
         timing: Timing | None = None,
         **given: Any,
     ) -> EnrollAnswer:
-        """Know the person on these photos again, as `subject`: all are enrolled, or none (options.partial: those that can be).
-
-        `photos` are named, for messages; one may be the error that it could not be decoded with. They are decoded one after the
-        other, so that never more than two are in memory. `timing`: a clock that has waited for this already.
-        """
-        options = _options(EnrollOptions, options, given)
-        models = detector, embedder = self._model("detect-faces", None), self._model("embed-face", None)
-        timing = timing or Timing()
-        pixels = _Decoded(photos, self._tried, timing)
-        result = enroll(pixels, subject, options, self._face_limits, models, self.gallery, timing)
-        return EnrollAnswer(model=embedder.info, detector=detector.info, timing_ms=timing.report(), **result)
-
-    def prepare_faces(
-        self, photos: Mapping[str, ImageLike | InputError], options: EnrollOptions | None = None, **given: Any
-    ) -> tuple[list[Prepared], list[Refusal]]:
-        """The first half of enroll(): what could be stored of these photos, and what is refused. Needs no gallery."""
-        options = _options(EnrollOptions, options, given)
-        models = self._model("detect-faces", None), self._model("embed-face", None)
-        timing = Timing()
-        pixels = _Decoded(photos, self._tried, timing)
-        prepared, refused = prepare(pixels, options, self._face_limits, models, timing)
-        return prepared, [refusal(error) for error in refused]
-
-    def store_faces(
-        self, subject: str, prepared: Sequence[Prepared], options: EnrollOptions | None = None, **given: Any
-    ) -> list[EnrolledFace]:
-        """The second half of enroll(): all of `prepared` (at least one) is stored under `subject`, or nothing."""
-        options = _options(EnrollOptions, options, given)
-        return store(prepared, check_name("subject", subject), options, self._model("embed-face", None), self.gallery, Timing())
+        """Know the person on these photos again; see service.recognition."""
+        return self.recognition.enroll(subject, photos, options, timing=timing, **given)
 
     def identify(self, image: ImageLike, options: IdentifyOptions | None = None, **given: Any) -> IdentifyAnswer:
         """Who are the people on the photo?"""
-        options = _options(IdentifyOptions, options, given)
-        models = detector, embedder = self._model("detect-faces", None), self._model("embed-face", None)
-        photo, timing = self._opened(image)
-        result = identify(photo.pixels, options, self.settings.max_faces, models, self.gallery, timing)
-        return IdentifyAnswer(model=embedder.info, detector=detector.info, image=photo.info, timing_ms=timing.report(), **result)
+        return self.recognition.identify(image, options, **given)
 
     @property
     def gallery(self) -> Gallery:
-        """The faces that are known, opened at its first use for the default embedding model.
-
-        Raises what open_gallery raises, GalleryMismatch where faces of another model are in it, ModelUnknown where no embedding
-        model is loaded, and NotReady after close().
-        """
-        gallery = self._gallery
-        if gallery is None:
-            model = self.embedding_model
-            with self._opening:
-                if self._closed:
-                    raise NotReady("the engine is closed")
-                if self._gallery is None:
-                    opened = open_gallery(self.settings, model)
-                    try:
-                        check_models(opened)
-                    except BaseException:
-                        opened.close()
-                        raise
-                    self._gallery = opened
-                gallery = self._gallery
-        return gallery
+        """The faces that are known; see service.recognition."""
+        return self.recognition.gallery
 
     def open_gallery(self) -> None:
         """Open the gallery and get it ready for the first search; nothing where no embedding model is there to be loaded.
@@ -317,13 +212,6 @@ class Engine:
         """
         if ("embed-face", None) in self._chosen:
             self.gallery.warm()
-
-    @property
-    def embedding_model(self) -> EmbeddingModel:
-        """What makes the embeddings of enroll() and identify(). Raises what load() raises."""
-        loaded = self._model("embed-face", None)
-        (output,) = loaded.sessions["model"].outputs
-        return EmbeddingModel(loaded.spec.name, loaded.spec.version, loaded.digest, METHOD, int(output.shape[-1] or 0))
 
     def styles(self) -> list[StyleInfo]:
         """The built-in styles of every model that has some."""
@@ -342,24 +230,11 @@ class Engine:
 
     def describe(self) -> list[ModelCard]:
         """A card for every model that is loaded."""
-        return [_card(model) for model in list(self._models.values())]
+        return [card(model) for model in list(self._models.values())]
 
     def _opened(self, image: ImageLike, enough_for: ClassifyOptions | DetectOptions | None = None) -> tuple[Photo, Timing]:
         photo = self.decode(image, enough_for)
         return photo, photo.timing.again()
-
-    @property
-    def _face_limits(self) -> Limits:
-        return Limits(self.settings.min_face_size, self.settings.min_face_sharpness)
-
-    def _tried(self, image: ImageLike | InputError) -> Photo | InputError:
-        """The photo, or why it is none."""
-        if isinstance(image, InputError):
-            return image
-        try:
-            return self.decode(image)
-        except InputError as error:
-            return error
 
     def _scale(self, options: ClassifyOptions | DetectOptions | None) -> Scale | None:
         if options is None or not self.settings.reduced_decode:
@@ -373,6 +248,9 @@ class Engine:
         if spec is None:
             raise ModelUnknown(name or "(default)", [spec.name for spec in self._specs.values() if spec.task == task])
         return spec
+
+    def _face_models(self) -> tuple[LoadedModel, LoadedModel]:
+        return self._model("detect-faces", None), self._model("embed-face", None)
 
     def _model(self, task: Task, name: str | None) -> LoadedModel:
         return self.load(self._spec(task, name).name)
@@ -401,78 +279,3 @@ class Engine:
         built = find_built(spec, self.settings)
         known = None if built is None else load_known(built, self._choice, self.settings)
         return known or load(ensure(spec, self.settings, run_once, self._progress), self._choice, self.settings)
-
-
-class _Decoded(Mapping[str, Pixels | InputError]):
-    """Photos by name, each decoded when it is asked for and not kept; `timing` hears of it."""
-
-    def __init__(
-        self,
-        photos: Mapping[str, ImageLike | InputError],
-        open_: Callable[[ImageLike | InputError], Photo | InputError],
-        timing: Timing,
-    ) -> None:
-        self._photos, self._open, self._timing = photos, open_, timing
-
-    def __getitem__(self, name: str) -> Pixels | InputError:
-        photo = self._open(self._photos[name])
-        if isinstance(photo, InputError):
-            return photo
-        for stage, start, end in photo.timing.spans:
-            if stage == "decode":
-                self._timing.started -= end - start if start < self._timing.started else 0.0
-                self._timing.add(stage, (end - start) * 1e3, end)
-        return photo.pixels
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._photos)
-
-    def __len__(self) -> int:
-        return len(self._photos)
-
-
-def _choices(specs: Sequence[ModelSpec]) -> dict[tuple[Task, str | None], ModelSpec]:
-    """The model that each task runs, by its name, and under None the default one: the first marked so, else the first."""
-    chosen: dict[tuple[Task, str | None], ModelSpec] = {}
-    for spec in sorted(specs, key=lambda spec: not spec.default):
-        chosen.setdefault((spec.task, None), spec)
-        chosen[spec.task, spec.name] = spec
-    return chosen
-
-
-def _check(spec: ModelSpec) -> None:
-    known = FAMILIES[spec.task]
-    if spec.family not in known:
-        text = f"{spec.folder / MANIFEST}: family: no code reads {spec.family!r} for {spec.task}; known: {', '.join(known)}"
-        raise SpecInvalid(text)
-    if spec.styles and all(file.name != SAMPLE for file in spec.files):
-        text = f"{spec.folder / MANIFEST}: files: built-in styles need a photo for their thumbnails, a file named {SAMPLE}"
-        raise SpecInvalid(text)
-
-
-def _card(model: LoadedModel) -> ModelCard:
-    spec, info = model.spec, model.info
-    return ModelCard(
-        **spec.model_dump(include={"name", "version", "task", "family", "summary", "default"}),
-        licence=spec.licence,
-        sources=list(dict.fromkeys(source.label for file in spec.files for source in file.sources)),
-        digest=info.digest,
-        input=spec.input,
-        provider=info.provider,
-        provider_note=model.note,
-        precision=info.precision,
-        tuning=model.tuning,
-        classes=len(model.labels),
-        accuracy=list(spec.accuracy),
-        ready=model.warm,
-    )
-
-
-def _options(kind: type[Options], options: Options | None, given: dict[str, Any]) -> Options:
-    if options is not None and not given:
-        return options
-    base = {} if options is None else options.model_dump(exclude_unset=True)
-    try:
-        return kind(**{**base, **given})
-    except ValidationError as error:
-        raise explain(kind, error) from None

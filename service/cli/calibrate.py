@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     pairs, folder = read_pairs(arguments.pairs), arguments.folder or arguments.pairs.parent
     with closing(Engine(_lenient(Settings.from_env()))) as engine:
         use_one_thread()
-        model = engine.load(engine.embedding_model.name)
+        model = engine.load(engine.recognition.embedding_model.name)
         seen = look_at(engine, pairs, folder, arguments.face, quiet=arguments.json)
         scores, acquired = compare(pairs, seen)
         if not scores.measurable:
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
             "model": model.spec.name,
             "version": model.spec.version,
             "digest": model.digest,
-            "method": engine.embedding_model.method,
+            "method": engine.recognition.embedding_model.method,
         }
         made_by["precision"] = model.info.precision
         found = report(scores, acquired, made_by, in_use, arguments.target_fmr, pairs.notes)
@@ -106,7 +106,7 @@ def look_at(engine: Engine, pairs: Pairs, folder: Path, pick: Pick, *, quiet: bo
 
     def attempt(name: str) -> Seen:
         try:
-            prepared, refused = engine.prepare_faces({name: folder / name}, options)
+            prepared, refused = engine.recognition.prepare_faces({name: folder / name}, options)
         except OSError as error:
             return Refusal(photo=name, code="file_unusable", detail=error.strerror or str(error), measured=None, limit=None)
         return prepared[0].embedding if prepared else refused[0]

@@ -83,7 +83,7 @@ def _finish(parser: argparse.ArgumentParser, run: Any) -> None:
 @contextmanager
 def opened() -> Iterator[Gallery]:
     """The gallery, whatever model made what is in it; only the embedding model is loaded, to say which it is."""
-    with closing(Engine()) as engine, closing(open_gallery(engine.settings, engine.embedding_model)) as gallery:
+    with closing(Engine()) as engine, closing(open_gallery(engine.settings, engine.recognition.embedding_model)) as gallery:
         yield gallery
 
 

@@ -106,7 +106,7 @@ def look(engine: Engine, tasks: Iterable[Task], options: EnrollOptions) -> Itera
         if task.done:
             return Looked(task, None)
         try:
-            prepared, refused = engine.prepare_faces({name: task.picture.path}, options)
+            prepared, refused = engine.recognition.prepare_faces({name: task.picture.path}, options)
             return Looked(task, prepared[0] if prepared else refused[0])
         except SetupError:
             raise
@@ -207,7 +207,7 @@ def _enroll_subject(
 def _store(
     engine: Engine, subject: str, ready: Sequence[tuple[Task, Prepared]], options: EnrollOptions, journal: Journal
 ) -> list[EnrolledFace]:
-    faces = engine.store_faces(subject, [face for _, face in ready], options)
+    faces = engine.recognition.store_faces(subject, [face for _, face in ready], options)
     journal.add((task.fingerprint, face.face_id) for (task, _), face in zip(ready, faces, strict=True) if task.fingerprint)
     return faces
 

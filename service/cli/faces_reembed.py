@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     """0: every photo's face is in the new gallery, 1: some photo was refused, or nothing was changed."""
     options = read_options(arguments, EnrollOptions)
     album = read_album(arguments.folder)
-    with Engine() as engine, closing(open_gallery(engine.settings, engine.embedding_model)) as gallery:
+    with Engine() as engine, closing(open_gallery(engine.settings, engine.recognition.embedding_model)) as gallery:
         renewal = reembed(engine, gallery, album, options, arguments.drop_missing)
     _report(renewal, options.gallery, arguments.json)
     return 1 if renewal.refused or renewal.problem else 0

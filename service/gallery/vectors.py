@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from service.gallery.gallery import Embeddings
 
-SMALLEST, LARGEST = 256, 65_536
-"""Rows of a block: each as large as all before it, within these."""
+SMALLEST, LARGEST = 256, 131_072
+"""Rows of a block: each as large as all before it, within these. Larger ones would need more memory to be packed, smaller ones are
+compared slower: the threads of a matrix product meet once a block."""
 _DEAD_SHARE = 0.1
 _CELLS = 2**22
 """Similarities that are held at the same time: 16 MiB."""
@@ -141,8 +142,10 @@ def _joined(first: _Block, second: _Block) -> _Block:
 def _products(queries: Embeddings, vectors: Embeddings) -> NDArray[np.float32]:
     """Inner products [queries, vectors]."""
     if len(queries) == 1:
-        return (vectors @ queries[0])[np.newaxis]  # a matrix-vector product is read at the speed of memory
-    return queries @ vectors.T
+        product: NDArray[np.float32] = vectors @ queries[0]  # goes at the speed of memory
+        return product[np.newaxis]
+    several: NDArray[np.float32] = queries @ vectors.T
+    return several
 
 
 class _Kept:
@@ -175,7 +178,8 @@ class _Kept:
         best = front[_best_of_each(subjects[front], similarities[front], front)]
         if len(best) < self._top_k:
             return rows[_best_of_each(subjects[rows], values, rows)]
-        return rows[values >= np.partition(similarities[best], -self._top_k)[-self._top_k] - self._slack]
+        last = float(np.partition(similarities[best], -self._top_k)[-self._top_k])
+        return rows[values >= last - self._slack]
 
     def _merge(self, faces: Numbers, subjects: Numbers, vectors: Embeddings, similarities: NDArray[np.float32]) -> None:
         faces, subjects = np.concatenate([self._faces, faces]), np.concatenate([self._subjects, subjects])

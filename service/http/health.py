@@ -7,7 +7,8 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.engine import Engine, ModelCard
+from service.catalogue import ModelCard
+from service.engine import Engine
 from service.http.metrics import Metrics
 from service.http.routes import Endpoint, accept_of, as_json, require_ready
 

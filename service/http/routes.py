@@ -10,7 +10,8 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.engine import Engine, ModelCard
+from service.catalogue import ModelCard
+from service.engine import Engine
 from service.errors import NotReady, StyleUnknown
 from service.http.guards import Meter, UploadBudget, Workers
 from service.http.negotiation import JSON, choose

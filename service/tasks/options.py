@@ -3,12 +3,14 @@
 import json
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from service.errors import OptionInvalid
 from service.tasks.task import Strict
+
+Options = TypeVar("Options", bound=Strict)
 
 
 def properties(kind: type[Strict]) -> dict[str, dict[str, Any]]:
@@ -74,3 +76,14 @@ def shortened(value: object) -> str:
     """A value as a message may repeat it."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def merged(kind: type[Options], options: Options | None, given: dict[str, Any]) -> Options:
+    """`options` with what is `given` by name, which wins. Raises OptionInvalid."""
+    if options is not None and not given:
+        return options
+    base = {} if options is None else options.model_dump(exclude_unset=True)
+    try:
+        return kind(**{**base, **given})
+    except ValidationError as error:
+        raise explain(kind, error) from None

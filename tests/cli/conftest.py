@@ -149,6 +149,7 @@ class FaceReader:
     looked: list[str] = field(default_factory=list)
     settings: Settings = field(default_factory=Settings)
     concurrency: int = 2
+    recognition = property(lambda self: self)
 
     def prepare_faces(self, photos: Mapping[str, Path], options: EnrollOptions) -> tuple[list[Prepared], list[Refusal]]:
         ((name, path),) = photos.items()

@@ -45,7 +45,7 @@ def people(tmp_path: Path, photo: Callable[[str], Any]) -> Path:
 def real(engine: Engine, new_gallery: Callable[..., Any]) -> Iterator[Engine]:
     """A real engine on a gallery in memory."""
     settings = Settings(device="cpu", precision="float", tune=False, models=("yunet", "sface"))
-    with Engine(settings, gallery=new_gallery(model=engine.embedding_model)) as real:
+    with Engine(settings, gallery=new_gallery(model=engine.recognition.embedding_model)) as real:
         yield real
 
 
@@ -141,7 +141,7 @@ def test_mistakes_are_told_in_one_line(run: Run, argv: list[str], message: str) 
 def test_a_gallery_of_another_model_is_listed_refused_and_renewed(
     run: Run, people: Path, engine: Engine, face: Callable[..., Any]
 ) -> None:
-    older = replace(engine.embedding_model, method="older", dimension=16)
+    older = replace(engine.recognition.embedding_model, method="older", dimension=16)
     with closing(open_gallery(Settings.from_env(), older)) as gallery:
         gallery.import_([face(1, "Eileen"), face(2, "cup")])
     status, (record,), _ = run("list", "--json")

@@ -1,7 +1,7 @@
 """Enroll until killed: `python kill_enrolling.py URL`, for a gallery of 16 numbers an embedding.
 
-64 threads work off 1,000 enrolments; subject n ("subject n") gets 1 + n % 5 faces in one call. When an enrolment has returned, a line
-with n is written at once. Embedding k of subject n is what numpy's generator seeded with [n, k] gives, brought to length 1.
+64 threads work off 1,000 enrolments; subject n ("subject n") gets 1 + n % 5 faces in one call. When an enrolment has returned, a
+line with n is written at once. Embedding k of subject n is what numpy's generator seeded with [n, k] gives, brought to length 1.
 """
 
 import sys
@@ -30,7 +30,8 @@ def main(url: str) -> None:
             faces.append(NewFace((vector / np.linalg.norm(vector)).astype(np.float32), (0.0, 0.0, 1.0, 1.0), {}))
         gallery.enroll("default", f"subject {number}", faces)
         with writing:
-            print(number, flush=True)
+            sys.stdout.write(f"{number}\n")
+            sys.stdout.flush()
 
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(enroll, range(ENROLMENTS)))

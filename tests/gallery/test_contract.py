@@ -264,7 +264,7 @@ def test_a_collection_belongs_to_the_model_that_made_it(database: Any, face: Fac
         lambda: other.import_([entry]),
         lambda: check_models(other),
     ):
-        with pytest.raises(GalleryMismatch, match="sface.*arcface"):
+        with pytest.raises(GalleryMismatch, match=r"sface.*arcface"):
             call()
     assert other.enroll("second", "Eve", [face(embedding=long)])[0].known is False
     assert other.rename("default", "Ada", "Eve").faces == 2

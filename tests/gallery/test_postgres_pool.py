@@ -1,13 +1,14 @@
 """What is tried again and what is not, on a real server whose connections are cut."""
 
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from service.errors import GalleryUnavailable
+from service.errors import GalleryUnavailable, RuntimeMissing
 from service.gallery.postgres_pool import Pool, ServerError, Session
 from service.gallery.postgres_url import parse
 
@@ -197,3 +198,9 @@ def test_a_server_that_is_down() -> None:
         Pool(parse(f"postgresql://ann:hunter2@127.0.0.1:{port}/faces")).read(lambda session: session)
     assert "hunter2" not in str(raised.value)
     assert raised.value.retry_after == 5
+
+
+def test_without_the_driver_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pg8000", None)
+    with pytest.raises(RuntimeMissing, match=r"pip install -c constraints.txt '.\[postgres\]'"):
+        Pool(parse("postgresql://ann@db/faces")).read(lambda session: session)

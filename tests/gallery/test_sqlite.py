@@ -267,7 +267,7 @@ def test_a_kill_loses_nothing_that_was_acknowledged(path: Path, kill_script: Pat
     child = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(root)})
     assert child.stdout is not None
     lines = [child.stdout.readline()]
-    time.sleep(random.Random(seed).uniform(0, 0.3))
+    time.sleep(random.Random(seed).uniform(0, 0.2))
     os.kill(child.pid, signal.SIGKILL)
     lines += child.stdout.read().splitlines(keepends=True)
     child.stdout.close()

@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from service.engine import ModelCard, StylizeAnswer
+from service.catalogue import ModelCard
+from service.engine import StylizeAnswer
 from service.errors import (
     EnrollmentRefused,
     FaceTooSmall,

@@ -156,6 +156,6 @@ def test_photos_are_decoded_one_after_the_other(
         return photo
 
     monkeypatch.setattr(engine, "decode", watch)
-    prepared, refused = engine.prepare_faces({f"image[{number}]": png(astronaut[number:]) for number in range(6)})
+    prepared, refused = engine.recognition.prepare_faces({f"image[{number}]": png(astronaut[number:]) for number in range(6)})
     assert (len(prepared), refused, len(seen)) == (6, [], 6)
     assert max(most) <= 2

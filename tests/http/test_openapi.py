@@ -7,7 +7,7 @@ import pytest
 from pydantic import TypeAdapter
 from starlette.testclient import TestClient
 
-from service.engine import ModelCard
+from service.catalogue import ModelCard
 from service.http import examples
 from service.http.app import create_app
 from service.http.cards import ForgottenFace, ForgottenSubject, FullSubject, RenamedSubject, Subjects

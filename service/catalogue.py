@@ -1,0 +1,81 @@
+"""Which models there are: those that the tasks can read, which one each task runs, and a card for people about each."""
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel, Field
+
+from service.errors import SpecInvalid
+from service.loaded import LoadedModel
+from service.repository.spec import MANIFEST, Accuracy, InputContract, Licence, ModelSpec, Precision, Task
+from service.runtime.tuning import Tuning
+from service.tasks.stylize import SAMPLE
+
+FAMILIES: dict[Task, tuple[str, ...]] = {
+    "classify": ("softmax",),
+    "detect": ("yolov3",),
+    "detect-faces": ("yunet",),
+    "embed-face": ("sface",),
+    "stylize": ("built-in-styles", "arbitrary-style"),
+}
+"""The families of models whose outputs the tasks can read."""
+
+
+class ModelCard(BaseModel):
+    """One loaded model, as GET /models and `vision-service models list` show it."""
+
+    name: str
+    version: str
+    task: Task
+    family: str
+    summary: str
+    default: bool
+    licence: Licence
+    sources: list[str] = Field(description="package and version, or URL, of each weight file")
+    digest: str = Field(description="SHA-256 of the weights, of the first file where there are several")
+    input: InputContract
+    provider: str = Field(description="the execution provider that really runs it")
+    provider_note: str | None = Field(description="why it is not the provider asked for or a faster one, if so")
+    precision: Precision = Field(description="the arithmetic that it runs in")
+    tuning: Tuning = Field(description="how it runs on this machine, and what else was measured")
+    classes: int = Field(description="how many labels it has; 0 where labels make no sense")
+    accuracy: list[Accuracy]
+    ready: bool
+
+
+def choices(specs: Sequence[ModelSpec]) -> dict[tuple[Task, str | None], ModelSpec]:
+    """The model that each task runs, by its name, and under None the default one: the first marked so, else the first."""
+    chosen: dict[tuple[Task, str | None], ModelSpec] = {}
+    for spec in sorted(specs, key=lambda spec: not spec.default):
+        chosen.setdefault((spec.task, None), spec)
+        chosen[spec.task, spec.name] = spec
+    return chosen
+
+
+def check(spec: ModelSpec) -> None:
+    """Raises SpecInvalid where no code reads what the model answers, or a file is missing that its styles need."""
+    known = FAMILIES[spec.task]
+    if spec.family not in known:
+        text = f"{spec.folder / MANIFEST}: family: no code reads {spec.family!r} for {spec.task}; known: {', '.join(known)}"
+        raise SpecInvalid(text)
+    if spec.styles and all(file.name != SAMPLE for file in spec.files):
+        text = f"{spec.folder / MANIFEST}: files: built-in styles need a photo for their thumbnails, a file named {SAMPLE}"
+        raise SpecInvalid(text)
+
+
+def card(model: LoadedModel) -> ModelCard:
+    """What there is to say of a loaded model."""
+    spec, info = model.spec, model.info
+    return ModelCard(
+        **spec.model_dump(include={"name", "version", "task", "family", "summary", "default"}),
+        licence=spec.licence,
+        sources=list(dict.fromkeys(source.label for file in spec.files for source in file.sources)),
+        digest=info.digest,
+        input=spec.input,
+        provider=info.provider,
+        provider_note=model.note,
+        precision=info.precision,
+        tuning=model.tuning,
+        classes=len(model.labels),
+        accuracy=list(spec.accuracy),
+        ready=model.warm,
+    )
