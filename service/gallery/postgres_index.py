@@ -17,7 +17,7 @@ from service.gallery.postgres_schema import INDEX_LOCK
 log = logging.getLogger(__name__)
 
 PREFIX = "face_hnsw_"
-M, EF_CONSTRUCTION, EF_SEARCH = 24, 200, 400
+M, EF_CONSTRUCTION, EF_SEARCH = 24, 200, 800
 MAX_DIMENSION = 2000
 """pgvector indexes no longer ones."""
 PAUSE = 30.0

@@ -155,7 +155,7 @@ def test_photos_are_decoded_one_after_the_other(
         most.append(sum(pixels() is not None for pixels in seen))
         return photo
 
-    monkeypatch.setattr(engine, "decode", watch)
+    monkeypatch.setattr(engine.recognition, "_decode", watch)
     prepared, refused = engine.recognition.prepare_faces({f"image[{number}]": png(astronaut[number:]) for number in range(6)})
     assert (len(prepared), refused, len(seen)) == (6, [], 6)
     assert max(most) <= 2
