@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from service.errors import FaceUnknown, GalleryMismatch, SubjectExists
-from service.gallery.faces import from_bytes
+from service.gallery.faces import check, from_bytes
 from service.gallery.gallery import Collection, EmbeddingModel, Embeddings, Entry, NewFace, Page, Search, StoredFace, Subject
 from service.gallery.sqlite_file import SqliteFile
 from service.gallery.sqlite_follow import Followers
@@ -25,7 +25,6 @@ from service.gallery.sqlite_rows import (
     as_face,
     as_matches,
     as_subject,
-    check,
     drop,
     find,
     known,
@@ -128,9 +127,9 @@ class SqliteGallery:
     def delete_subject(self, collection: str, name: str) -> int:
         def job(db: sqlite3.Connection) -> int:
             stored, row = known(db, collection, name)
-            faces = [face for (face,) in db.execute("SELECT id FROM face WHERE subject = ?", (row[4],))]
-            remove(db, stored, row[4], faces, last=True)
-            self._file.removing()
+            faces = dict(db.execute("SELECT id, embedding FROM face WHERE subject = ?", (row[4],)))
+            remove(db, stored, row[4], list(faces), last=True)
+            self._file.removing(list(faces.values()))
             return len(faces)
 
         return self._file.write(job)
@@ -138,12 +137,13 @@ class SqliteGallery:
     def delete_face(self, collection: str, name: str, face_id: str) -> int:
         def job(db: sqlite3.Connection) -> int:
             stored, row = known(db, collection, name)
-            face = db.execute("SELECT id FROM face WHERE subject = ? AND lower(hex(face_id)) = ?", (row[4], face_id)).fetchone()
+            sql = "SELECT id, embedding FROM face WHERE subject = ? AND lower(hex(face_id)) = ?"
+            face = db.execute(sql, (row[4], face_id)).fetchone()
             if face is None:
                 raise FaceUnknown(name, face_id)
             left = int(row[1]) - 1
-            remove(db, stored, row[4], list(face), last=left == 0)
-            self._file.removing()
+            remove(db, stored, row[4], [face[0]], last=left == 0)
+            self._file.removing([face[1]])
             return left
 
         return self._file.write(job)

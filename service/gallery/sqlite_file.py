@@ -9,8 +9,9 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
@@ -25,7 +26,9 @@ WIPE_SECONDS = 1.0
 """How long a removal waits for other readers to finish, before what it left in the log is wiped later."""
 REWRITE_BYTES = 16 * 2**20
 """Files up to this size are written anew after a removal: SQLite zeroes what it deletes, but not the copies that rows leave behind
-where pages are split or joined."""
+where pages are split or joined. Larger files are searched for such copies, and written anew where there is one."""
+SEARCHED = 4
+"""Most embeddings that a large file is searched for; with more, writing it anew is no slower."""
 LOG_BYTES = 16 * 2**20
 """What a long change may leave of its log."""
 GROUP = 64
@@ -88,6 +91,7 @@ class SqliteFile:
         self._waiting: deque[_Ticket[Any]] = deque()
         self._idle: list[sqlite3.Connection] = []
         self._closed = False
+        self._gone: list[bytes] = []
         try:
             _make(path)
             log = path.with_name(path.name + "-wal")
@@ -135,9 +139,10 @@ class SqliteFile:
             self._wipe()
         return answer
 
-    def removing(self) -> None:
-        """Called by a job that takes something away: what is left of it shall be wiped after the commit."""
+    def removing(self, embeddings: Sequence[bytes] = ()) -> None:
+        """Called by a job that takes something away: what is left of it, and of these bytes, shall be wiped after the commit."""
         self._stale = self._logged = True
+        self._gone += embeddings
 
     def close(self) -> None:
         with self._lock:
@@ -177,10 +182,15 @@ class SqliteFile:
         writer.execute(f"PRAGMA busy_timeout = {int(wait * 1000)}")
         with suppress(sqlite3.OperationalError):  # the change itself is on disk already
             if self._stale:
-                writer.execute("VACUUM" if self.path.stat().st_size <= REWRITE_BYTES else "REINDEX subject_name")
-                self._stale = False
-            busy, *_ = writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            self._logged = bool(busy)
+                anew = self.path.stat().st_size <= REWRITE_BYTES or len(self._gone) > SEARCHED
+                writer.execute("VACUUM" if anew else "REINDEX subject_name")
+                self._stale, self._gone = False, [] if anew else self._gone
+            self._logged = not _emptied_log(writer)
+            if not self._logged and self._gone:
+                if _holds(self.path, self._gone):
+                    writer.execute("VACUUM")
+                    self._logged = not _emptied_log(writer)
+                self._gone = []
         writer.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
 
     def _put_back(self, reader: sqlite3.Connection) -> None:
@@ -237,6 +247,18 @@ def _make(path: Path) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+
+
+def _emptied_log(connection: sqlite3.Connection) -> bool:
+    """Put the whole log into the file and empty it; False where a reader still needs it."""
+    busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    return not busy
+
+
+def _holds(path: Path, wanted: Sequence[bytes]) -> bool:
+    """Is a copy of any of `wanted` in the file? Where its beginning or its end was written over, the middle tells."""
+    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as whole:
+        return any(whole.find(one[len(one) // 4 : -len(one) // 4]) >= 0 for one in wanted)
 
 
 def _start_log(connection: sqlite3.Connection) -> None:

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import numpy as np
-
 from service.errors import GalleryMismatch, SubjectUnknown
 from service.gallery.faces import face_id, to_bytes
-from service.gallery.gallery import EmbeddingModel, Embeddings, Entry, Match, StoredFace, Subject
+from service.gallery.gallery import EmbeddingModel, Entry, Match, StoredFace, Subject
 from service.gallery.vectors import Candidates
 
 REMOVALS_KEPT = 10_000
@@ -23,7 +21,6 @@ SUBJECT = """
 """
 FACE = "lower(hex(f.face_id)), f.x_min, f.y_min, f.x_max, f.y_max, f.quality, f.enrolled_at"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_LENGTH_TOLERANCE = 1e-3
 
 Row = Sequence[Any]
 
@@ -85,15 +82,6 @@ def as_matches(db: sqlite3.Connection, found: Candidates, top_k: int) -> list[Ma
         name, id_ = db.execute(sql, (face,)).fetchone()
         matches.append(Match(name, id_, similarity))
     return sorted(matches, key=lambda match: (-match.similarity, match.subject))[:top_k]
-
-
-def check(embeddings: Embeddings, dimension: int) -> None:
-    """Raises ValueError where these are no embeddings float32 [n, dimension] of length 1."""
-    if embeddings.dtype != np.float32 or embeddings.ndim != 2 or embeddings.shape[1] != dimension:
-        raise ValueError(f"embeddings {embeddings.dtype} {embeddings.shape}; float32 [n, {dimension}] is stored here")
-    lengths = np.linalg.norm(embeddings.astype(np.float64), axis=1)
-    if not bool((np.abs(lengths - 1) < _LENGTH_TOLERANCE).all()):  # not a number is not near 1 either
-        raise ValueError("an embedding's length is not 1")
 
 
 def add(db: sqlite3.Connection, entries: Iterable[Entry], model: EmbeddingModel) -> Iterator[StoredFace]:

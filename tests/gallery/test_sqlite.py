@@ -184,6 +184,31 @@ def test_nothing_is_left_of_what_was_deleted(path: Path, face: Face, vector: Vec
     gallery.close()
 
 
+@pytest.mark.parametrize("copy_found", [False, True])
+def test_a_large_file_is_written_anew_only_where_a_copy_is_left(
+    path: Path, face: Face, vector: Vector, monkeypatch: pytest.MonkeyPatch, copy_found: bool
+) -> None:
+    monkeypatch.setattr(sqlite_file, "REWRITE_BYTES", 0)
+    searched: list[bytes] = []
+    monkeypatch.setattr(sqlite_file, "_holds", lambda _, wanted: bool(searched.extend(wanted)) or copy_found)
+    gallery, statements = SqliteGallery(path, MODEL), list[str]()
+    for number in range(3):
+        gallery.enroll("default", f"Persönliche {number}", [face(number), face(number + 10)])
+    gallery._file._writer.set_trace_callback(statements.append)
+    gallery.delete_subject("default", "Persönliche 1")
+    assert searched == [vector(1).tobytes(), vector(11).tobytes()]
+    assert ("VACUUM" in statements) == copy_found
+    assert left_in(path, *searched, "Persönliche 1".encode()) == []
+    gallery.close()
+
+
+def test_a_copy_is_found_though_its_ends_were_written_over(path: Path, vector: Vector) -> None:
+    wanted = vector(1).tobytes()
+    path.write_bytes(b"x" * 999 + wanted[8:-8] + b"y" * 999)
+    assert sqlite_file._holds(path, [vector(2).tobytes(), wanted])
+    assert not sqlite_file._holds(path, [vector(2).tobytes()])
+
+
 def test_what_a_reader_held_back_is_wiped_when_it_ends(
     path: Path, face: Face, vector: Vector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
