@@ -204,6 +204,7 @@ def test_a_large_file_is_written_anew_only_where_a_copy_is_left(
 
 def test_a_copy_is_found_though_its_ends_were_written_over(path: Path, vector: Vector) -> None:
     wanted = vector(1).tobytes()
+    path.parent.mkdir()
     path.write_bytes(b"x" * 999 + wanted[8:-8] + b"y" * 999)
     assert sqlite_file._holds(path, [vector(2).tobytes(), wanted])
     assert not sqlite_file._holds(path, [vector(2).tobytes()])
