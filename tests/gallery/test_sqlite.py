@@ -196,7 +196,7 @@ def test_a_large_file_is_written_anew_only_where_a_copy_is_left(
         gallery.enroll("default", f"Persönliche {number}", [face(number), face(number + 10)])
     gallery._file._writer.set_trace_callback(statements.append)
     gallery.delete_subject("default", "Persönliche 1")
-    assert searched == [vector(1).tobytes(), vector(11).tobytes()]
+    assert set(searched) == {vector(1).tobytes(), vector(11).tobytes()}
     assert ("VACUUM" in statements) == copy_found
     assert left_in(path, *searched, "Persönliche 1".encode()) == []
     gallery.close()
