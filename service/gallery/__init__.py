@@ -30,7 +30,7 @@ def open_gallery(settings: Settings, model: EmbeddingModel) -> Gallery:
 
         return PostgresGallery(url, model)
     raise SettingInvalid(
-        f"VISION_GALLERY_URL begins with {scheme!r:.40}; use sqlite:///path/to/file or postgresql://user:password@host/name"
+        "VISION_GALLERY_URL is none that is known; use sqlite:///path/to/file or postgresql://user:password@host/name"
     )
 
 

@@ -23,6 +23,8 @@ def check_name(option: str, text: str) -> str:
         raise OptionInvalid(option, f"{option} has {len(name)} characters; at most {MAX_NAME} are kept")
     if name != name.strip():
         raise OptionInvalid(option, f"{option} begins or ends with white space; leave that out")
+    if "\N{REPLACEMENT CHARACTER}" in name:
+        raise OptionInvalid(option, f"{option} was not sent as UTF-8, or holds U+FFFD; write its bytes in UTF-8")
     for character in name:
         if unicodedata.category(character) in _UNWANTED:
             raise OptionInvalid(option, f"{option} holds the control character U+{ord(character):04X}; leave that out")

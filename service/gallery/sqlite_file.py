@@ -24,11 +24,13 @@ Job = Callable[[sqlite3.Connection], T]
 BUSY_SECONDS = 10.0
 WIPE_SECONDS = 1.0
 """How long a removal waits for other readers to finish, before what it left in the log is wiped later."""
+WIPE_AGAIN_SECONDS = 1.0
+"""Time between two tries to wipe what a reader, of another process say, held back."""
 REWRITE_BYTES = 16 * 2**20
 """Files up to this size are written anew after a removal: SQLite zeroes what it deletes, but not the copies that rows leave behind
 where pages are split or joined. Larger files are searched for such copies, and written anew where there is one."""
-SEARCHED = 4
-"""Most embeddings that a large file is searched for; with more, writing it anew is no slower."""
+SEARCHED = 64
+"""Most embeddings that a large file is searched for; with more, it is written anew."""
 LOG_BYTES = 16 * 2**20
 """What a long change may leave of its log."""
 GROUP = 64
@@ -92,6 +94,7 @@ class SqliteFile:
         self._idle: list[sqlite3.Connection] = []
         self._closed = False
         self._gone: list[bytes] = []
+        self._again = False
         try:
             _make(path)
             log = path.with_name(path.name + "-wal")
@@ -113,7 +116,10 @@ class SqliteFile:
     def read(self) -> Iterator[sqlite3.Connection]:
         """A connection that sees the file as one moment had it."""
         with self._explained():
-            reader = self._idle.pop() if self._idle else self._connect()
+            try:
+                reader = self._idle.pop()
+            except IndexError:
+                reader = self._connect()
         try:
             with self._explained():
                 reader.execute("BEGIN")
@@ -175,12 +181,12 @@ class SqliteFile:
 
     def _wipe(self, wait: float = WIPE_SECONDS) -> None:
         """Leave nothing of what was removed in the file and its log. What cannot be done now is tried again with the next change,
-        when a reader of ours ends, and at the end."""
+        when a reader of ours ends, every second, and at the end."""
         if not self._logged:
             return
         writer = self._writer
         writer.execute(f"PRAGMA busy_timeout = {int(wait * 1000)}")
-        with suppress(sqlite3.OperationalError):  # the change itself is on disk already
+        with suppress(sqlite3.OperationalError, OSError):  # the change itself is on disk already
             if self._stale:
                 anew = self.path.stat().st_size <= REWRITE_BYTES or len(self._gone) > SEARCHED
                 writer.execute("VACUUM" if anew else "REINDEX subject_name")
@@ -192,6 +198,18 @@ class SqliteFile:
                     self._logged = not _emptied_log(writer)
                 self._gone = []
         writer.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
+        if self._logged and not self._closed and not self._again:
+            self._again = True
+            timer = threading.Timer(WIPE_AGAIN_SECONDS, self._wipe_again)
+            timer.daemon = True
+            timer.start()
+
+    def _wipe_again(self) -> None:
+        with self._lock:
+            self._again = False
+            if not self._closed:
+                with suppress(sqlite3.Error):
+                    self._wipe(wait=0)
 
     def _put_back(self, reader: sqlite3.Connection) -> None:
         with suppress(sqlite3.Error):

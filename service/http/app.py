@@ -22,7 +22,7 @@ from starlette.types import Scope
 
 from service import __version__
 from service.engine import Engine
-from service.errors import GalleryUnavailable, InputError, OptionInvalid, SetupError, VisionError
+from service.errors import GalleryUnavailable, InputError, OptionInvalid, SettingInvalid, SetupError, VisionError
 from service.http import faces, gate, health, keys, logs, openapi, openapi_faces, routes, tracing
 from service.http.access import Access
 from service.http.direct import Fork, short_way
@@ -51,7 +51,12 @@ def from_env() -> Fork:
     """
     settings = Settings.from_env()
     logs.configure(settings.log_level)
-    gate.warn(gate.worries(settings, keys.load(settings), elsewhere=not settings.open))
+    ring = keys.load(settings)
+    if ring is None and not settings.open:
+        raise SettingInvalid(
+            "who can reach the service is not known here: set VISION_API_KEYS, or VISION_OPEN=true to serve anybody"
+        )
+    gate.warn(gate.worries(settings, ring, elsewhere=True))
     return create_app(Engine(settings, progress=Silent()))
 
 
@@ -69,10 +74,12 @@ def create_app(engine: Engine, *, give_up: Callable[[str], None] = stop_process)
     ring = keys.load(engine.settings)
     admit, cors = gate.admission(engine.settings, ring), gate.with_cors(engine.settings)
     workers = {slow: Workers.of(engine.settings, slow=slow) for slow in (False, True)}
+    clerks = Workers.of(engine.settings)  # of the gallery: a database that does not answer holds up no other task
+    groups = (*workers.values(), clerks)
     metrics, traces = Metrics.from_env(), tracing.from_env()
-    for group in workers.values():
+    for group in groups:
         metrics.watch(group.crew.waiting)
-    table = _table(engine, workers, metrics)
+    table = _table(engine, workers, clerks, metrics)
     ways = {(method, path): _route(method, path, endpoint) for method, path, endpoint, _ in table}
     app = FastAPIOffline(
         title="vision-service",
@@ -80,7 +87,7 @@ def create_app(engine: Engine, *, give_up: Callable[[str], None] = stop_process)
         summary="Classify pictures, find objects, compare faces, paint photos",
         description=openapi.DESCRIPTION,
         routes=list(ways.values()),
-        lifespan=_lifespan(engine, workers[False], workers[True], give_up, traces),
+        lifespan=_lifespan(engine, groups, give_up, traces),
         redirect_slashes=False,
         swagger_ui_parameters={"validatorUrl": None, "defaultModelsExpandDepth": 0, "displayRequestDuration": True},
     )
@@ -100,7 +107,7 @@ def _route(method: str, path: str, endpoint: routes.Endpoint) -> Route:
     return kind(path, endpoint, methods=[method])
 
 
-def _table(engine: Engine, workers: dict[bool, Workers], metrics: Metrics) -> list[Row]:
+def _table(engine: Engine, workers: dict[bool, Workers], gallery_workers: Workers, metrics: Metrics) -> list[Row]:
     """Every route with its entry on the API page. Plain Starlette routes: bodies are read by service.http.uploads, so what FastAPI
     does around an endpoint would be time for nothing."""
     budget = UploadBudget.of(engine.settings)
@@ -108,14 +115,14 @@ def _table(engine: Engine, workers: dict[bool, Workers], metrics: Metrics) -> li
         ("POST", task.path, routes.task_endpoint(task, engine, workers[task.slow], budget), openapi.task(task, engine.settings))
         for task in TASKS
     ]
-    quick = workers[False]
+    clerks = faces.Clerks(engine, gallery_workers, budget)
     gallery: list[Row] = [
-        ("GET", faces.SUBJECTS, faces.list_endpoint(engine, quick), openapi_faces.LIST),
-        ("POST", faces.FACES, faces.enroll_endpoint(engine, quick, budget), openapi_faces.enroll(engine.settings)),
-        ("GET", faces.SUBJECT, faces.subject_endpoint(engine, quick), openapi_faces.SHOW),
-        ("PATCH", faces.SUBJECT, faces.rename_endpoint(engine, quick, budget), openapi_faces.RENAME),
-        ("DELETE", faces.SUBJECT, faces.forget_endpoint(engine, quick), openapi_faces.FORGET),
-        ("DELETE", faces.FACE, faces.forget_face_endpoint(engine, quick), openapi_faces.FORGET_FACE),
+        ("GET", faces.SUBJECTS, faces.list_endpoint(clerks), openapi_faces.LIST),
+        ("POST", faces.FACES, faces.enroll_endpoint(clerks), openapi_faces.enroll(engine.settings)),
+        ("GET", faces.SUBJECT, faces.subject_endpoint(clerks), openapi_faces.SHOW),
+        ("PATCH", faces.SUBJECT, faces.rename_endpoint(clerks), openapi_faces.RENAME),
+        ("DELETE", faces.SUBJECT, faces.forget_endpoint(clerks), openapi_faces.FORGET),
+        ("DELETE", faces.FACE, faces.forget_face_endpoint(clerks), openapi_faces.FORGET_FACE),
     ]
     return [
         *tasks,
@@ -172,13 +179,13 @@ def _translate(request: Request, error: Exception) -> VisionError:
 
 
 def _lifespan(
-    engine: Engine, quick: Workers, slow: Workers, give_up: Callable[[str], None], traces: tracing.Tracing | None
+    engine: Engine, groups: tuple[Workers, ...], give_up: Callable[[str], None], traces: tracing.Tracing | None
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     def start() -> None:
         try:
             engine.open_gallery()  # first: the service is ready as soon as the last model is
             engine.start()
-            quick.crew.grow(engine.concurrency)
+            groups[0].crew.grow(engine.concurrency)
             logger.info("ready", extra={"models": [card.name for card in engine.describe()]})
         except (SetupError, GalleryUnavailable) as error:
             logger.critical("%s: %s", error.title, error)
@@ -192,7 +199,7 @@ def _lifespan(
         starter = threading.Thread(target=start, name="start", daemon=True)
         starter.start()
         yield
-        for group in (quick, slow):
+        for group in groups:
             await asyncio.to_thread(group.close, ABANDONED_SECONDS)
         await asyncio.to_thread(starter.join, CLOSING_SECONDS)
         if not starter.is_alive():

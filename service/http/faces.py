@@ -9,7 +9,7 @@ the metrics ever show one.
 import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TypeVar
 from urllib.parse import quote, unquote_to_bytes, urlencode
@@ -38,7 +38,6 @@ from service.http.cards import (
     Subjects,
 )
 from service.http.guards import Meter, UploadBudget, Workers
-from service.http.options import read_options
 from service.http.record import record_of
 from service.http.routes import Endpoint, as_json, require_ready
 from service.http.uploads import Fields, Upload, read_upload
@@ -93,14 +92,33 @@ def name_in(request: Request, parameter: str) -> str:
     return check_name(parameter, text)
 
 
-def enroll_endpoint(engine: Engine, workers: Workers, budget: UploadBudget) -> Endpoint:
+@dataclass(frozen=True)
+class Clerks:
+    """What the gallery's routes work with: threads of their own, so that a database that keeps them waiting holds up no task."""
+
+    engine: Engine
+    workers: Workers
+    budget: UploadBudget
+
+    async def ask(self, request: Request, kind: type[Options], job: Callable[[Gallery, Options], BaseModel]) -> Response:
+        """What `job` finds in the gallery, by the options in the query or the body."""
+        require_ready(self.engine)
+        self.workers.check(SUBJECTS)
+        with Meter(self.engine.settings.max_body_bytes, self.budget) as meter:
+            async with self.workers.deadline():
+                options = (await read_upload(request, Fields(), kind, meter)).options
+                return _private(await self.workers.run(SUBJECTS, lambda: job(self.engine.gallery, options), request.receive))
+
+
+def enroll_endpoint(clerks: Clerks) -> Endpoint:
     """As a task's: guards, then the name, then the body, then the engine."""
 
     async def enroll(request: Request) -> Response:
+        engine, workers = clerks.engine, clerks.workers
         require_ready(engine)
         workers.check(ENROLLING)
         subject = name_in(request, "subject")
-        with Meter(engine.settings.max_body_bytes, budget) as meter:
+        with Meter(engine.settings.max_body_bytes, clerks.budget) as meter:
             async with workers.deadline():
                 upload = await read_upload(request, PHOTOS, EnrollOptions, meter)
                 job = partial(_enroll, engine, subject, upload, time.perf_counter())
@@ -117,7 +135,7 @@ def _enroll(engine: Engine, subject: str, upload: Upload[EnrollOptions], arrived
     return engine.enroll(subject, upload.images, upload.options, timing=timing)
 
 
-def list_endpoint(engine: Engine, workers: Workers) -> Endpoint:
+def list_endpoint(clerks: Clerks) -> Endpoint:
     def page(gallery: Gallery, options: ListOptions, root: str) -> Subjects:
         found = gallery.subjects(options.gallery, options.after, options.limit)
         query = {"gallery": options.gallery, "after": found.after, "limit": options.limit}
@@ -131,60 +149,52 @@ def list_endpoint(engine: Engine, workers: Workers) -> Endpoint:
         )
 
     async def list_subjects(request: Request) -> Response:
-        options = _options(request, ListOptions)
-        return await _ask(engine, workers, request, partial(page, options=options, root=request.scope.get("root_path", "")))
+        return await clerks.ask(request, ListOptions, partial(page, root=request.scope.get("root_path", "")))
 
     return list_subjects
 
 
-def subject_endpoint(engine: Engine, workers: Workers) -> Endpoint:
+def subject_endpoint(clerks: Clerks) -> Endpoint:
     def look(gallery: Gallery, options: InGallery, name: str) -> FullSubject:
         subject, faces = gallery.subject(options.gallery, name)
+        made_by = next((one.model for one in gallery.collections() if one.name == options.gallery), gallery.model)
         return FullSubject(
             gallery=options.gallery,
             subject=subject.name,
             created_at=subject.created_at,
             updated_at=subject.updated_at,
-            model=Embedder(**asdict(gallery.model)),
+            model=Embedder(**asdict(made_by)),
             faces=[FaceCard.of(face) for face in faces],
         )
 
     async def show_subject(request: Request) -> Response:
-        name, options = name_in(request, "subject"), _options(request, InGallery)
-        return await _ask(engine, workers, request, partial(look, options=options, name=name))
+        return await clerks.ask(request, InGallery, partial(look, name=name_in(request, "subject")))
 
     return show_subject
 
 
-def rename_endpoint(engine: Engine, workers: Workers, budget: UploadBudget) -> Endpoint:
+def rename_endpoint(clerks: Clerks) -> Endpoint:
     def rename(gallery: Gallery, options: RenameOptions, name: str) -> RenamedSubject:
         card = SubjectCard.of(gallery.rename(options.gallery, name, options.subject))
         return RenamedSubject(gallery=options.gallery, **dict(card))
 
     async def rename_subject(request: Request) -> Response:
-        require_ready(engine)
-        workers.check(SUBJECTS)
-        name = name_in(request, "subject")
-        with Meter(engine.settings.max_body_bytes, budget) as meter:
-            async with workers.deadline():
-                options = (await read_upload(request, Fields(), RenameOptions, meter)).options
-                return await _run(engine, workers, request, partial(rename, options=options, name=name))
+        return await clerks.ask(request, RenameOptions, partial(rename, name=name_in(request, "subject")))
 
     return rename_subject
 
 
-def forget_endpoint(engine: Engine, workers: Workers) -> Endpoint:
+def forget_endpoint(clerks: Clerks) -> Endpoint:
     def forget(gallery: Gallery, options: InGallery, name: str) -> ForgottenSubject:
         return ForgottenSubject(gallery=options.gallery, subject=name, faces=gallery.delete_subject(options.gallery, name))
 
     async def forget_subject(request: Request) -> Response:
-        name, options = name_in(request, "subject"), _options(request, InGallery)
-        return await _ask(engine, workers, request, partial(forget, options=options, name=name))
+        return await clerks.ask(request, InGallery, partial(forget, name=name_in(request, "subject")))
 
     return forget_subject
 
 
-def forget_face_endpoint(engine: Engine, workers: Workers) -> Endpoint:
+def forget_face_endpoint(clerks: Clerks) -> Endpoint:
     def forget(gallery: Gallery, options: InGallery, name: str, face_id: str) -> ForgottenFace:
         if not FACE_ID.fullmatch(face_id):
             raise FaceUnknown(name, face_id)
@@ -192,27 +202,10 @@ def forget_face_endpoint(engine: Engine, workers: Workers) -> Endpoint:
         return ForgottenFace(gallery=options.gallery, subject=name, face_id=face_id, faces=left)
 
     async def forget_face(request: Request) -> Response:
-        name, face_id, options = name_in(request, "subject"), name_in(request, "face_id"), _options(request, InGallery)
-        return await _ask(engine, workers, request, partial(forget, options=options, name=name, face_id=face_id))
+        name, face_id = name_in(request, "subject"), name_in(request, "face_id")
+        return await clerks.ask(request, InGallery, partial(forget, name=name, face_id=face_id))
 
     return forget_face
-
-
-def _options(request: Request, kind: type[Options]) -> Options:
-    """Those in the query. Raises OptionInvalid."""
-    return read_options(kind, request.query_params.multi_items(), ())
-
-
-async def _ask(engine: Engine, workers: Workers, request: Request, job: Callable[[Gallery], BaseModel]) -> Response:
-    """What `job` finds in the gallery, on a worker's thread: a database may take its time."""
-    require_ready(engine)
-    workers.check(SUBJECTS)
-    async with workers.deadline():
-        return await _run(engine, workers, request, job)
-
-
-async def _run(engine: Engine, workers: Workers, request: Request, job: Callable[[Gallery], BaseModel]) -> Response:
-    return _private(await workers.run(SUBJECTS, lambda: job(engine.gallery), request.receive))
 
 
 def _private(answer: BaseModel, status: int = 200) -> Response:

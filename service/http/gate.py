@@ -1,6 +1,7 @@
 """Who may come in: what each route needs, and what the Gate lets pass before a byte of the body is read.
 
-With keys set, every route needs one but those in OPEN, and a path that nothing is at needs one too: nobody learns what is here.
+With keys set, every route needs one but those in OPEN, and so does a path that nothing is at. OPTIONS never does: browsers send it
+without, before they ask.
 Without keys the service is its machine's own, and yet a web page that a user visits can reach it. So the Gate refuses what a
 browser says another site's page has sent, and a Host that a page could have given this machine (DNS rebinding).
 """

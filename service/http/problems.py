@@ -218,6 +218,7 @@ def respond(error: errors.VisionError, scope: Scope) -> Response:
     if problem.status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="vision-service"'
     body = problem.model_dump_json(exclude_none=True)
-    if isinstance(error, errors.BodyTooLarge):
+    refused = isinstance(error, errors.BodyTooLarge | KeyMissing | KeyUnknown | ScopeMissing)
+    if refused and scope.get("method") not in ("GET", "HEAD"):
         headers["Connection"] = "close"  # there is too much to come to be read and dropped
     return Response(body, problem.status, headers, MEDIA_TYPE)

@@ -72,11 +72,12 @@ class Record:
 
 
 def _without_names(path: str, route: str) -> str:
-    """`path`, but with the template in the place of what may name a person, also where a slip of the pen leads to no route."""
+    """`path`, but with the template in the place of what may name a person, and its beginning only where it leads to no route."""
+    if route == OTHER:
+        first, slash, _ = path[1:].partition("/")
+        return f"/{first}/..." if slash else path
     at = path.lower().find(NAMING)
-    if at < 0 or not (route == OTHER or route.startswith(NAMING)):
-        return path
-    return path[:at] + (f"{NAMING}..." if route == OTHER else route)
+    return path[:at] + route if at >= 0 and route.startswith(NAMING) else path
 
 
 def record_of(scope: Scope) -> Record:

@@ -30,7 +30,7 @@ from service.errors import (
     SubjectUnknown,
 )
 from service.gallery.faces import face_id
-from service.gallery.gallery import EmbeddingModel, NewFace, Page, StoredFace, Subject
+from service.gallery.gallery import Collection, EmbeddingModel, NewFace, Page, StoredFace, Subject
 from service.http.app import create_app
 from service.http.examples import ANSWERS
 from service.http.listening import listen
@@ -53,6 +53,9 @@ class FakeGallery:
     def __init__(self) -> None:
         self.held: dict[str, dict[str, list[StoredFace]]] = {}
         self.before: Callable[[], None] = lambda: None
+
+    def collections(self) -> list[Collection]:
+        return [Collection(name, self.model, len(held), sum(map(len, held.values()))) for name, held in self.held.items()]
 
     def enroll(self, collection: str, subject: str, faces: Sequence[NewFace]) -> list[StoredFace]:
         self.before()

@@ -138,6 +138,7 @@ def test_a_request_over_its_time_is_504(make_engine: Any, open_client: Any, jpeg
 
 def test_from_env_reads_the_settings(monkeypatch: pytest.MonkeyPatch, restored_logging: None) -> None:
     monkeypatch.setenv("VISION_MAX_BODY_BYTES", "2048")
+    monkeypatch.setenv("VISION_OPEN", "true")
     app = from_env().app
     assert app.title == "vision-service"
     assert "0.00195312 MiB" in app.openapi()["paths"]["/classify"]["post"]["description"]

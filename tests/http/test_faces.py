@@ -487,3 +487,18 @@ def test_the_page_and_the_links_lead_to_the_gallery(client: TestClient) -> None:
     page = client.get("/", headers={"accept": "text/html"}).text
     assert "/subjects/Ada/faces" in page
     assert "/identify" in page
+
+
+@pytest.mark.parametrize("body", [{"data": {"gallery": "office"}}, {"json": {"gallery": "office"}}], ids=["form", "json"])
+def test_a_gallery_named_in_the_body_is_heard(client: TestClient, fake: Any, jpeg: bytes, body: dict[str, Any]) -> None:
+    for gallery in ("default", "office"):
+        client.post(f"/subjects/Zed/faces?gallery={gallery}", content=jpeg, headers={"Content-Type": "image/jpeg"})
+    answer = client.request("DELETE", "/subjects/Zed", **body)
+    assert answer.json()["gallery"] == "office"
+    assert list(fake.gallery.held["default"]) == ["Zed"]
+    assert not fake.gallery.held.get("office")
+
+
+def test_bytes_that_are_no_utf8_name_no_gallery(client: TestClient) -> None:
+    answer = client.get("/subjects?gallery=site%FC")
+    assert (answer.status_code, answer.json()["option"]) == (422, "gallery")

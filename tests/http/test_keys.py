@@ -469,11 +469,15 @@ def test_the_document_tells_keys_where_there_are_some(make_engine: Any) -> None:
             assert codes == expected | (set() if method == "get" else {"cross_site"}), path
 
 
+def test_another_server_needs_keys_or_a_word() -> None:
+    with pytest.raises(SettingInvalid, match="VISION_API_KEYS, or VISION_OPEN=true"):
+        from_env()
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({}, ["no keys are set"]),
-        ({"VISION_OPEN": "true"}, []),
+        ({"VISION_OPEN": "true"}, ["no keys are set"]),
         ({"VISION_API_KEYS": THREE}, []),
         ({"VISION_API_KEYS_FILE": "{file}"}, ["can be read by every user"]),
     ],
