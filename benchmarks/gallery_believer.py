@@ -137,6 +137,8 @@ class Believer:
             return place
         new = self._new(place[0])
         _expect(self._timed("rename", lambda: self.client.rename(*place, new[1])), 200)
+        if new in self.gone:
+            self.gone.remove(new)
         self.known[new] = self.known[place]
         self._forget(place)
         self._look(new)
