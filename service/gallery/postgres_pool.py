@@ -23,6 +23,8 @@ Rows = list[list[Any]]
 
 SIZE = 8
 """Connections of one process at most."""
+PREPARED = 64
+"""Statements that a connection keeps prepared: searches differ by collection and by how many faces they ask for."""
 STATEMENT_SECONDS = 30.0
 """A statement, waiting for locks included, is given up after so long."""
 SCHEMA = "vision_gallery"
@@ -82,9 +84,11 @@ class Session:
         """Run a statement with its `:name` values. It is prepared at its first time, so that later ones take one round trip."""
 
         def run() -> Rows:
-            if sql not in self._prepared:
-                self._prepared[sql] = self._connection.prepare(sql)
-            rows: Rows | None = self._prepared[sql].run(**values)
+            statement = self._prepared.pop(sql, None) or self._connection.prepare(sql)
+            self._prepared[sql] = statement  # the last one used is the last in order
+            rows: Rows | None = statement.run(**values)
+            if len(self._prepared) > PREPARED:
+                self._prepared.pop(next(iter(self._prepared))).close()
             return rows or []
 
         return self._ask(run)

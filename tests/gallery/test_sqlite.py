@@ -1,14 +1,9 @@
 """What SQLite alone promises: the file, several processes, a kill at any moment, and nothing left of what was deleted."""
 
 import multiprocessing
-import os
 import random
-import signal
 import sqlite3
 import stat
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -284,35 +279,3 @@ def test_a_large_import_and_replace(path: Path, face: Face, vector: Vector) -> N
     assert gallery.replace("default", gallery.export()) == 2999
     assert [matches[0].subject for matches in gallery.search("default", queries).matches] == found
     gallery.close()
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_a_kill_loses_nothing_that_was_acknowledged(path: Path, kill_script: Path, seed: int) -> None:
-    root = Path(__file__).parents[2]
-    command = [sys.executable, str(kill_script), f"sqlite://{path}"]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(root)})
-    assert child.stdout is not None
-    lines = [child.stdout.readline()]
-    time.sleep(random.Random(seed).uniform(0, 0.2))
-    os.kill(child.pid, signal.SIGKILL)
-    lines += child.stdout.read().splitlines(keepends=True)
-    child.stdout.close()
-    child.wait()
-    acknowledged = [int(line) for line in lines if line.endswith(b"\n")]
-    assert acknowledged
-    gallery = SqliteGallery(path, MODEL)
-    for number in acknowledged:
-        vectors = np.stack([np.random.default_rng([number, face]).standard_normal(16) for face in range(1 + number % 5)])
-        queries = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-        for (match,) in gallery.search("default", queries).matches:
-            assert match.subject == f"subject {number}"
-            assert match.similarity > 0.9999
-    for subject in gallery.subjects("default", limit=1000).subjects:
-        assert subject.faces == 1 + int(subject.name.split()[1]) % 5
-    gallery.close()
-    db = sqlite3.connect(path)
-    assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    assert db.execute("PRAGMA foreign_key_check").fetchall() == []
-    counted = db.execute("SELECT count(*), count(DISTINCT subject) FROM face").fetchone()
-    assert db.execute("SELECT faces, subjects FROM collection").fetchone() == counted
-    db.close()
