@@ -1,4 +1,4 @@
-"""kill -9 in the middle of a thousand concurrent enrolments, on both databases: all that was acknowledged is there, nothing by half."""
+"""kill -9 amid a thousand concurrent enrolments, on both databases: all that was acknowledged is there, nothing by half."""
 
 import os
 import random

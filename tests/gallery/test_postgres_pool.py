@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from service.errors import GalleryUnavailable, RuntimeMissing
-from service.gallery.postgres_pool import Pool, ServerError, Session
+from service.gallery.postgres_pool import PREPARED, Pool, ServerError, Session
 from service.gallery.postgres_url import parse
 
 
@@ -154,6 +154,16 @@ def test_threads_wait_for_their_turn(postgres_server: Any) -> None:
         thread.join(30)
     pool.close()
     assert 1 <= len(backends) <= 2
+
+
+def test_a_connection_keeps_a_bounded_number_of_statements(pool: Pool) -> None:
+    def work(session: Session) -> list[int]:
+        answers = [session.rows(f"SELECT {number} + CAST(:one AS int)", one=1)[0][0] for number in range(PREPARED + 30)]
+        kept = session.rows("SELECT count(*) FROM pg_prepared_statements")[0][0]
+        assert PREPARED // 2 < kept <= PREPARED + 1
+        return answers
+
+    assert pool.read(work) == [number + 1 for number in range(PREPARED + 30)]
 
 
 def test_settings_of_a_session(pool: Pool) -> None:
