@@ -11,13 +11,14 @@ from service.runtime.tuning import Tuning
 from service.tasks.stylize import SAMPLE
 
 FAMILIES: dict[Task, tuple[str, ...]] = {
-    "classify": ("softmax",),
-    "detect": ("yolov3",),
+    "classify": ("softmax", "adopted"),
+    "detect": ("yolov3", "adopted"),
     "detect-faces": ("yunet",),
-    "embed-face": ("sface",),
-    "stylize": ("built-in-styles", "arbitrary-style"),
+    "embed-face": ("sface", "adopted"),
+    "face-liveness": ("adopted",),
+    "stylize": ("built-in-styles", "arbitrary-style", "one-style", "two-pictures"),
 }
-"""The families of models whose outputs the tasks can read."""
+"""The families of models whose outputs the tasks can read; "adopted" is what service.export.adopt makes of others' files."""
 
 
 class ModelCard(BaseModel):
@@ -43,11 +44,16 @@ class ModelCard(BaseModel):
 
 
 def choices(specs: Sequence[ModelSpec]) -> dict[tuple[Task, str | None], ModelSpec]:
-    """The model that each task runs, by its name, and under None the default one: the first marked so, else the first."""
+    """The model that each task runs, by its name or an alias, and under None the default one: the first marked so, else the first;
+    a user's own before those that come with the service."""
     chosen: dict[tuple[Task, str | None], ModelSpec] = {}
-    for spec in sorted(specs, key=lambda spec: not spec.default):
+    ranked = sorted(specs, key=lambda spec: (not spec.default, spec.is_published))
+    for spec in ranked:
         chosen.setdefault((spec.task, None), spec)
         chosen[spec.task, spec.name] = spec
+    for spec in ranked:
+        for alias in spec.aliases:
+            chosen.setdefault((spec.task, alias), spec)
     return chosen
 
 

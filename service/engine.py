@@ -4,26 +4,23 @@ with Engine() as engine:
     answer = engine.detect("street.jpg", confidence=0.4)
 """
 
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from service.catalogue import ModelCard, card, check, choices
-from service.errors import InputError, ModelUnknown, NotReady, SettingInvalid, StyleUnknown
+from service.catalogue import ModelCard
+from service.errors import InputError, StyleUnknown
+from service.fleet import Fleet
 from service.gallery.gallery import Gallery
 from service.imaging.codec import Scale, decode, encode
 from service.imaging.transforms import use_one_thread
-from service.loaded import LoadedModel, load, load_known
+from service.loaded import LoadedModel
 from service.photo import ImageLike, Photo, open_photo
 from service.recognition import Recognition
 from service.repository.progress import Progress, terminal_progress
-from service.repository.spec import ModelSpec, Task
-from service.repository.store import ensure, find_built, scan
-from service.runtime.machine import give_back_memory, usable_cores
-from service.runtime.providers import Choice, choose
-from service.runtime.session import run_once
+from service.repository.spec import Task
+from service.runtime.machine import usable_cores
 from service.settings import Settings
 from service.tasks.classify import ClassifyAnswer, ClassifyOptions, classify, crop_scale
 from service.tasks.detect import DetectAnswer, DetectOptions, detect, letterbox_scale
@@ -65,33 +62,18 @@ class Engine:
         progress: Progress | None = None,
     ) -> None:
         self.settings = settings or Settings.from_env()
-        self._progress = progress or terminal_progress()
-        self._models: dict[str, LoadedModel] = dict(models or {})
-        self._specs = {name: model.spec for name, model in self._models.items()} if models is not None else scan(self.settings)
-        for spec in self._specs.values():
-            check(spec)
-        self._chosen = choices(list(self._specs.values()))
-        self._choice: Choice | None = None
-        self._loading = threading.Lock()
-        self._closed = False
-        self._thumbnails: dict[str, bytes] = {}
+        self.fleet = Fleet(self.settings, progress or terminal_progress(), models)
+        self._thumbnails: dict[tuple[str, str], bytes] = {}
         self.recognition = Recognition(self.settings, self._face_models, self.decode, gallery)
 
     def start(self) -> None:
         """Fetch, build and load every model and let each answer a warm-up run. Raises SetupError saying what to do."""
         use_one_thread()
-        if not self._specs:
-            raise SettingInvalid("no models were found; check VISION_MODELS and VISION_MODEL_REPOSITORY")
-        for name in self._specs:
-            self.load(name)
+        self.fleet.start()
 
     def close(self) -> None:
         """Stop taking work, finish what runs, free the models. An engine does not open again."""
-        with self._loading:
-            self._closed = True
-            models, self._models = self._models, {}
-        for model in models.values():
-            model.close()
+        self.fleet.close()
         self.recognition.close()
 
     def __enter__(self) -> Self:
@@ -113,12 +95,12 @@ class Engine:
     @property
     def pending(self) -> list[str]:
         """Names of models that have not answered a warm-up run."""
-        return [name for name in self._specs if name not in self._models or not self._models[name].warm]
+        return self.fleet.pending
 
     @property
     def concurrency(self) -> int:
         """Calls that are worth making at the same time: one a core, and where models take batches, as many more as fill one."""
-        largest = max((model.tuning.plan.batch for model in list(self._models.values())), default=1)
+        largest = max((model.tuning.plan.batch for model in self.fleet.loaded), default=1)
         return (self.settings.cores or usable_cores()) + (largest if largest > 1 else 0)
 
     def decode(self, image: ImageLike, enough_for: ClassifyOptions | DetectOptions | None = None) -> Photo:
@@ -175,7 +157,7 @@ class Engine:
     ) -> StylizeAnswer:
         """The photo painted in a built-in style, a blend of them, or the style of any picture."""
         options = merged(StylizeOptions, options, given)
-        model = self.load(pick_painter(list(self._specs.values()), options, style_image is not None).name)
+        model = self.load(pick_painter(self.fleet.specs, options, style_image is not None).name)
         photo = self.decode(image)
         style = None if style_image is None else self.decode(style_image)
         timing = photo.timing.again(*(() if style is None else (style.timing,)))
@@ -210,27 +192,28 @@ class Engine:
 
         Raises what load() and `gallery` raise.
         """
-        if ("embed-face", None) in self._chosen:
+        if self.fleet.has("embed-face"):
             self.gallery.warm()
 
     def styles(self) -> list[StyleInfo]:
         """The built-in styles of every model that has some."""
-        return [style for spec in self._specs.values() if spec.styles for style in list_styles(spec)]
+        return [style for spec in self.fleet.specs if spec.styles for style in list_styles(spec)]
 
     def thumbnail(self, style: str) -> bytes:
         """A JPEG of the sample photo painted in a built-in style; painted once, then remembered. Raises StyleUnknown."""
-        if style not in self._thumbnails:
-            known = {info.name: info for info in self.styles()}
-            if style not in known:
-                raise StyleUnknown(style, list(known))
-            model = self.load(known[style].model)
+        known = {info.name: info for info in self.styles()}
+        if style not in known:
+            raise StyleUnknown(style, list(known))
+        model = self.load(known[style].model)
+        key = style, model.digest
+        if key not in self._thumbnails:
             sample = decode((model.folder / "weights" / SAMPLE).read_bytes())
-            self._thumbnails[style] = thumbnail(style, sample, model, Timing())
-        return self._thumbnails[style]
+            self._thumbnails[key] = thumbnail(style, sample, model, Timing())
+        return self._thumbnails[key]
 
     def describe(self) -> list[ModelCard]:
         """A card for every model that is loaded."""
-        return [card(model) for model in list(self._models.values())]
+        return self.fleet.describe()
 
     def _opened(self, image: ImageLike, enough_for: ClassifyOptions | DetectOptions | None = None) -> tuple[Photo, Timing]:
         photo = self.decode(image, enough_for)
@@ -240,42 +223,18 @@ class Engine:
         if options is None or not self.settings.reduced_decode:
             return None
         if isinstance(options, ClassifyOptions):
-            return crop_scale(self._spec("classify", options.model))
-        return letterbox_scale(self._spec("detect", options.model))
-
-    def _spec(self, task: Task, name: str | None) -> ModelSpec:
-        spec = self._chosen.get((task, name))
-        if spec is None:
-            raise ModelUnknown(name or "(default)", [spec.name for spec in self._specs.values() if spec.task == task])
-        return spec
-
-    def _face_models(self) -> tuple[LoadedModel, LoadedModel]:
-        return self._model("detect-faces", None), self._model("embed-face", None)
-
-    def _model(self, task: Task, name: str | None) -> LoadedModel:
-        return self.load(self._spec(task, name).name)
+            return crop_scale(self.fleet.spec("classify", options.model))
+        return letterbox_scale(self.fleet.spec("detect", options.model))
 
     def load(self, name: str) -> LoadedModel:
         """The model called `name`, fetched, built, loaded and warmed up if it is not yet.
 
         Raises ModelUnknown, SetupError, and NotReady after close().
         """
-        model = self._models.get(name)
-        if model is not None and model.warm:
-            return model
-        if name not in self._specs:
-            raise ModelUnknown(name, list(self._specs))
-        with self._loading:
-            if self._closed:
-                raise NotReady("the engine is closed")
-            if name not in self._models:
-                self._models[name] = self._open(self._specs[name])
-            self._models[name].warm_up()
-            give_back_memory()
-            return self._models[name]
+        return self.fleet.get(name)
 
-    def _open(self, spec: ModelSpec) -> LoadedModel:
-        self._choice = self._choice or choose(self.settings.device)
-        built = find_built(spec, self.settings)
-        known = None if built is None else load_known(built, self._choice, self.settings)
-        return known or load(ensure(spec, self.settings, run_once, self._progress), self._choice, self.settings)
+    def _face_models(self) -> tuple[LoadedModel, LoadedModel]:
+        return self._model("detect-faces", None), self._model("embed-face", None)
+
+    def _model(self, task: Task, name: str | None) -> LoadedModel:
+        return self.fleet.get(self.fleet.spec(task, name).name)

@@ -7,13 +7,14 @@ An error says what was wrong and what would be right. `code` is stable: clients 
       InputError              the caller can mend it
         ImageMissing  NotAnImage  ImageDamaged  ImageTooSmall  TooManyPixels  BodyTooLarge  MalformedBody
         UnsupportedMedia  NotAcceptable  OptionInvalid  ModelUnknown  StyleUnknown  NoFace  SeveralFaces
+        ModelRefused  ModelUnclear  ModelExists  ModelFixed
         FaceTooSmall  FaceBlurred  EnrollmentRefused  SubjectUnknown  FaceUnknown  SubjectExists
       Busy                    the caller may try again
         QueueFull  QueueTimeout  DeadlineExceeded  NotReady  GalleryUnavailable
       InferenceFailed         a model run failed
       SetupError              the operator can mend it; met before or while starting, never in a request
-        SettingInvalid  RuntimeMissing  DeviceUnavailable  SpecInvalid  FetchFailed  DigestMismatch  ExportFailed  ParityFailed
-        GalleryMismatch
+        SettingInvalid  RuntimeMissing  DeviceUnavailable  SpecInvalid  FetchFailed  DigestMismatch  LicenceNotAccepted  ExportFailed
+        ParityFailed  GalleryMismatch
 """
 
 from collections.abc import Mapping, Sequence
@@ -107,6 +108,36 @@ class ModelUnknown(InputError):
         super().__init__(f"there is no model {name!r:.80} for this; use one of: {', '.join(known) or '(none loaded)'}")
         self.name = name
         self.known = tuple(known)
+
+
+class ModelRefused(InputError):
+    """A file that cannot be used as a model; the message says what was found and what is wanted."""
+
+    code = "model_refused"
+    title = "The file cannot be used as a model"
+
+
+class ModelUnclear(InputError):
+    """The file does not tell all that has to be known. `missing` are the options to give, with what each means in the message."""
+
+    code = "model_unclear"
+    title = "The file does not tell enough about the model"
+
+    def __init__(self, message: str, missing: Sequence[str]) -> None:
+        super().__init__(message)
+        self.missing = tuple(missing)
+
+
+class ModelExists(InputError):
+    code = "model_exists"
+    title = "There is a model of that name already"
+
+
+class ModelFixed(InputError):
+    """A model that comes with the service, or lies in a folder that cannot be written, is not to be changed."""
+
+    code = "model_fixed"
+    title = "The model cannot be changed"
 
 
 class StyleUnknown(InputError):
@@ -276,6 +307,12 @@ class FetchFailed(SetupError):
 
 class DigestMismatch(FetchFailed):
     code = "digest_mismatch"
+
+
+class LicenceNotAccepted(SetupError):
+    """The licence of a public model forbids commercial use, and nobody has said that this is understood."""
+
+    code = "licence_not_accepted"
 
 
 class ExportFailed(SetupError):

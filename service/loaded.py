@@ -64,7 +64,7 @@ class LoadedModel:
             version=self.spec.version,
             digest=self.digest,
             provider=self.sessions["model"].provider,
-            precision=self.tuning.plan.precision,
+            precision=self.spec.precision if self.tuning.plan.precision == "float32" else self.tuning.plan.precision,
         )
 
     def run(self, feeds: Tensors, timing: Timing, graph: str = "model") -> Tensors:

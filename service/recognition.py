@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from service.errors import InputError, NotReady
@@ -11,7 +12,7 @@ from service.gallery.names import check_name
 from service.loaded import LoadedModel
 from service.photo import ImageLike, Photo
 from service.settings import Settings
-from service.tasks.face_embedding import METHOD
+from service.tasks.face_embedding import METHOD, threshold_of
 from service.tasks.options import merged
 from service.tasks.people import (
     EnrollAnswer,
@@ -22,13 +23,26 @@ from service.tasks.people import (
     Limits,
     Prepared,
     Refusal,
+    SeenFace,
     enroll,
     identify,
     prepare,
     refusal,
+    see,
     store,
 )
-from service.tasks.task import Pixels, Timing
+from service.tasks.task import ModelInfo, Pixels, Timing, TimingMs
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What `see` found: `faces`, the most confident first; `threshold` is the cosine from which on `model` takes two for one person."""
+
+    detector: ModelInfo
+    model: ModelInfo
+    threshold: float
+    timing_ms: TimingMs
+    faces: Sequence[SeenFace]
 
 
 class Recognition:
@@ -93,6 +107,14 @@ class Recognition:
         timing = photo.timing.again()
         result = identify(photo.pixels, options, self._settings.max_faces, models, self.gallery, timing)
         return IdentifyAnswer(model=embedder.info, detector=detector.info, image=photo.info, timing_ms=timing.report(), **result)
+
+    def see(self, image: ImageLike, confidence: float) -> Sight:
+        """Every face of the photo with its embedding, whoever it is. Needs no gallery."""
+        models = detector, embedder = self._models()
+        photo = self._decode(image)
+        timing = photo.timing.again()
+        faces = see(photo.pixels, confidence, self._settings.max_faces, models, timing)
+        return Sight(detector.info, embedder.info, threshold_of(embedder).value, timing.report(), faces)
 
     @property
     def gallery(self) -> Gallery:

@@ -36,6 +36,13 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_split_names)]
 Paths = Annotated[tuple[Path, ...], BeforeValidator(_split_paths)]
 
 
+def _no_names(value: object) -> object:
+    return () if value == "none" else _split_names(value)
+
+
+Protocols = Annotated[tuple[Literal["kserve", "deepstack", "compreface"], ...], BeforeValidator(_no_names)]
+
+
 class Settings(BaseModel):
     """The service's settings. Each field `name` is set by the environment variable `VISION_NAME`."""
 
@@ -48,6 +55,15 @@ class Settings(BaseModel):
         None,
         description="where models are built whose own folder cannot be written, as a wheel's; empty: the user's data folder",
     )
+    detector: str = Field(
+        "auto",
+        description="the default detector; auto: yolox-s where its host answered at the first start, else yolov3-tiny",
+    )
+    reload_seconds: float = Field(
+        2.0, ge=0, le=3600, description="seconds between two looks at the model folders for changes; 0: never"
+    )
+    max_model_bytes: int = Field(2 * 2**30, ge=1024, description="largest ONNX file that may be added, in bytes")
+    trial_seconds: float = Field(60.0, gt=0, le=3600, description="seconds that the trial run of an added model may take")
     offline: bool = Field(False, description="never download; a missing model is an error at once")
     precision: Literal["auto", "float", "int8", "float16"] = Field(
         "auto", description="arithmetic of the models; auto: the fastest that was measured here and keeps the accuracy"
@@ -81,6 +97,10 @@ class Settings(BaseModel):
     open: bool = Field(False, description="serve other machines without keys")
     cors_origins: Annotated[Names, AfterValidator(_check_origins)] = Field(
         (), description="origins of web pages that may call the service, separated by commas, or *"
+    )
+    protocols: Protocols = Field(
+        ("kserve", "deepstack", "compreface"),
+        description="other services' APIs that are answered too, separated by commas: kserve, deepstack, compreface; or none",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
 

@@ -1,4 +1,7 @@
-"""The table of export recipes: a name in a model.toml's [export] to the function that does it."""
+"""The table of export recipes: a name in a model.toml's [export] to the function that does it.
+
+One more name is no row here: "adopt", service.export.adopt, which needs the manifest's [adapter] too.
+"""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module

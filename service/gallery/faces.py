@@ -14,6 +14,15 @@ def face_id(subject_id: str, embedding: NDArray[np.float32]) -> str:
     return hashlib.blake2b(to_bytes(embedding), digest_size=ID_BYTES, key=subject_id.encode()).hexdigest()
 
 
+def face_key(face_id: str) -> bytes:
+    """A face's id as databases keep it; empty where `face_id` is none."""
+    try:
+        key = bytes.fromhex(face_id)
+    except ValueError:
+        return b""
+    return key if key.hex() == face_id else b""
+
+
 def to_bytes(embedding: NDArray[np.float32]) -> bytes:
     """Little-endian float32, 4 d bytes."""
     return np.ascontiguousarray(embedding, dtype="<f4").tobytes()

@@ -162,6 +162,10 @@ class Gallery(Protocol):
         """One subject with its faces, oldest first. Raises SubjectUnknown."""
         ...
 
+    def face(self, collection: str, face_id: str) -> tuple[str, NDArray[np.float32]] | None:
+        """The subject's name and the embedding float32 [d] of a face; None where there is none of that id."""
+        ...
+
     def rename(self, collection: str, name: str, new: str) -> Subject:
         """Give a subject another name; face ids stay. Raises SubjectUnknown, and SubjectExists where another has the new name."""
         ...

@@ -6,14 +6,25 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.errors import FaceUnknown, SubjectExists, SubjectUnknown
 from service.gallery import postgres_bulk as bulk
 from service.gallery import postgres_search
-from service.gallery.faces import check
+from service.gallery.faces import check, face_key
 from service.gallery.faces import face_id as make_face_id
 from service.gallery.gallery import Collection, EmbeddingModel, Embeddings, Entry, NewFace, Page, Search, StoredFace, Subject
-from service.gallery.postgres_collection import COLUMNS, CollectionRow, count, find, from_row, lock, lock_or_make, to_text
+from service.gallery.postgres_collection import (
+    COLUMNS,
+    CollectionRow,
+    count,
+    find,
+    from_row,
+    from_sent,
+    lock,
+    lock_or_make,
+    to_text,
+)
 from service.gallery.postgres_index import Indexes
 from service.gallery.postgres_pool import Pool, Session
 from service.gallery.postgres_schema import migrate
@@ -28,6 +39,10 @@ _FACES = f"SELECT {_FACE} FROM face f WHERE f.subject = :subject ORDER BY f.enro
 _THESE_FACES = f"""
 SELECT {_FACE} FROM face f
 WHERE f.subject = :subject AND f.face_id IN (SELECT decode(value, 'hex') FROM json_array_elements_text(CAST(:ids AS json)))
+"""
+_ONE_FACE = """
+SELECT s.name, vector_send(f.embedding) FROM subject s JOIN face f ON f.subject = s.id
+WHERE s.collection = :collection AND f.face_id = :face_id
 """
 _SUBJECT = """
 SELECT s.id, s.uid, s.name, (SELECT count(*) FROM face f WHERE f.subject = s.id), s.created_at, s.updated_at
@@ -151,6 +166,17 @@ class PostgresGallery:
 
         return self._pool.read(work)
 
+    def face(self, collection: str, face_id: str) -> tuple[str, NDArray[np.float32]] | None:
+        def work(session: Session) -> tuple[str, NDArray[np.float32]] | None:
+            row = find(session, collection)
+            if row is None:
+                return None
+            row.check(self._model)
+            rows = session.rows(_ONE_FACE, collection=row.id, face_id=face_key(face_id))
+            return (rows[0][0], from_sent(rows[0][1])) if rows else None
+
+        return self._pool.read(work)
+
     def rename(self, collection: str, name: str, new: str) -> Subject:
         def work(session: Session) -> Subject:
             row = _present(lock(session, collection), collection, name)
@@ -178,7 +204,7 @@ class PostgresGallery:
         def work(session: Session) -> int:
             row = _present(lock(session, collection), collection, name)
             number, _, _, faces, *_ = _known(session, row, name)
-            if not session.rows(_DELETE_FACE, subject=number, face_id=_to_bytes(name, face_id)):
+            if not session.rows(_DELETE_FACE, subject=number, face_id=face_key(face_id)):
                 raise FaceUnknown(name, face_id)
             session.rows(_TOUCH if faces > 1 else _DELETE_SUBJECT, subject=number)
             count(session, row, subjects=0 if faces > 1 else -1, faces=-1)
@@ -216,16 +242,6 @@ def _known(session: Session, row: CollectionRow, name: str) -> list[Any]:
     if not rows:
         raise SubjectUnknown(row.name, name)
     return rows[0]
-
-
-def _to_bytes(name: str, face_id: str) -> bytes:
-    try:
-        data = bytes.fromhex(face_id)
-    except ValueError:
-        data = b""
-    if data.hex() != face_id:
-        raise FaceUnknown(name, face_id)
-    return data
 
 
 def _to_json(face_id: str, face: NewFace) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.errors import FaceUnknown, GalleryMismatch, SubjectExists
-from service.gallery.faces import check, from_bytes
+from service.gallery.faces import check, face_key, from_bytes
 from service.gallery.gallery import Collection, EmbeddingModel, Embeddings, Entry, NewFace, Page, Search, StoredFace, Subject
 from service.gallery.sqlite_file import SqliteFile
 from service.gallery.sqlite_follow import Followers
@@ -110,6 +111,19 @@ class SqliteGallery:
             sql = f"SELECT {FACE} FROM face f WHERE f.subject = ? ORDER BY f.enrolled_at, f.id"
             faces = [as_face(face) for face in db.execute(sql, (row[4],))]
         return as_subject(row), faces
+
+    def face(self, collection: str, face_id: str) -> tuple[str, NDArray[np.float32]] | None:
+        sql = """
+            SELECT s.name, f.embedding FROM subject s CROSS JOIN face f ON f.subject = s.id
+            WHERE s.collection = ? AND f.face_id = ?
+        """  # this order: there is an index on a subject's faces, none on all ids
+        with self._file.read() as db:
+            stored = find(db, collection)
+            if stored is None:
+                return None
+            self._agree(stored)
+            row = db.execute(sql, (stored.id, face_key(face_id))).fetchone()
+        return None if row is None else (row[0], from_bytes(row[1]))
 
     def rename(self, collection: str, name: str, new: str) -> Subject:
         def job(db: sqlite3.Connection) -> Subject:

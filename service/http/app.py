@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -23,22 +24,23 @@ from starlette.types import Scope
 from service import __version__
 from service.engine import Engine
 from service.errors import GalleryUnavailable, InputError, OptionInvalid, SettingInvalid, SetupError, VisionError
-from service.http import faces, gate, health, keys, logs, openapi, openapi_faces, routes, tracing
+from service.http import deepstack, faces, gate, health, keys, kserve, logs, openapi, openapi_faces, routes, tracing
 from service.http.access import Access
 from service.http.direct import Fork, short_way
 from service.http.guards import UploadBudget, Workers
 from service.http.methods import Methods, allowed_methods
 from service.http.metrics import Metrics
+from service.http.parts import Parts, Protocol, Row
 from service.http.problems import MethodUnsupported, PathUnknown, respond
 from service.http.tasks import TASKS
 from service.repository.progress import Silent
 from service.settings import Settings
 
-Row = tuple[str, str, routes.Endpoint, openapi.Operation]
-"""Method, path, what stands behind it, and its entry on the API page."""
-
 logger = logging.getLogger("service.http")
 FLUSH_SECONDS = 2.0  # that traces get to be sent in the end
+PROTOCOLS: dict[str, Protocol] = {"kserve": kserve.PROTOCOL, "deepstack": deepstack.PROTOCOL}
+"""What other programs speak already, by the name in VISION_PROTOCOLS."""
+
 _TASK_WAYS = frozenset(("POST", task.path) for task in TASKS)
 CLOSING_SECONDS = 2.0  # that a model still being loaded is waited for when the process is told to stop
 ABANDONED_SECONDS = 0.5  # that a job is waited for whose client has gone, or was told that time is up
@@ -79,7 +81,10 @@ def create_app(engine: Engine, *, give_up: Callable[[str], None] = stop_process)
     metrics, traces = Metrics.from_env(), tracing.from_env()
     for group in groups:
         metrics.watch(group.crew.waiting)
+    spoken = [PROTOCOLS[name] for name in engine.settings.protocols if name in PROTOCOLS]
     table = _table(engine, workers, clerks, metrics)
+    parts = Parts(engine, workers[False], clerks, UploadBudget.of(engine.settings), partial(gate.key_of_body, ring), workers[True])
+    table += [row for protocol in spoken for row in protocol.rows(parts)]
     ways = {(method, path): _route(method, path, endpoint) for method, path, endpoint, _ in table}
     app = FastAPIOffline(
         title="vision-service",
@@ -91,6 +96,7 @@ def create_app(engine: Engine, *, give_up: Callable[[str], None] = stop_process)
         redirect_slashes=False,
         swagger_ui_parameters={"validatorUrl": None, "defaultModelsExpandDepth": 0, "displayRequestDuration": True},
     )
+    app.state.dialects = [(prefix, protocol.word) for protocol in spoken for prefix in protocol.prefixes]
     app.add_middleware(gate.Gate, admit=admit)
     app.add_middleware(Methods, routes=app.routes)
     app.add_middleware(cors)

@@ -16,7 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import VisionError
-from service.http.keys import MANAGE, USE, Keyring, read_by_all
+from service.http.keys import MANAGE, USE, Key, Keyring, read_by_all
 from service.http.problems import CrossSite, HostUnknown, ScopeMissing, respond
 from service.http.record import record_of
 from service.http.tasks import TASKS
@@ -29,10 +29,20 @@ OPEN = frozenset(
     {
         *("/", "/health/live", "/health/ready", "/problems/{code}"),
         *("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json", "/static-offline-docs"),
+        *(f"/v1{path}/{name}" for path in ("/status", "/server/status") for name in ("ping", "version", "updateavailable")),
     }
 )
 ANY_KEY = frozenset({"/metrics"})
-USED = frozenset({*(task.path for task in TASKS), "/identify", "/styles", "/styles/{name}/thumbnail.jpg"})
+USED = frozenset(
+    {
+        *(task.path for task in TASKS),
+        *("/identify", "/styles", "/styles/{name}/thumbnail.jpg"),
+        *("/v1/vision/detection", "/v1/vision/custom/list", "/v1/vision/custom/{model}", "/v1/vision/scene"),
+        *("/v1/vision/face", "/v1/vision/face/match", "/v1/vision/face/recognize"),
+    }
+)
+KEY_IN_BODY = "/v1/vision/"
+"""Below it a key may also come as a form field: without one in a header, the route itself asks `key_of_body`."""
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 NO_ONES = (".localhost", ".internal")  # endings that no public name has
 FOREIGN = (b"cross-site", b"same-site")
@@ -41,7 +51,7 @@ EXPOSED = (
     *("X-Image-Width", "X-Image-Height"),
 )
 SENT = ("X-API-Key", "Authorization", "Content-Type", "X-Request-ID")
-METHODS = ("GET", "POST", "PATCH", "DELETE")
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 logger = logging.getLogger("service.http")
 
@@ -64,10 +74,25 @@ def admission(settings: Settings, ring: Keyring | None) -> Admit:
 
 
 def _with_key(ring: Keyring, scope: Scope) -> None:
-    needed = scopes_for(getattr(scope.get("route"), "path", None))
+    path = getattr(scope.get("route"), "path", None)
+    needed = scopes_for(path)
     if not needed or scope["method"] == "OPTIONS":
         return
-    key = ring.identify(scope["headers"])
+    if path is not None and path.startswith(KEY_IN_BODY) and not ring.sent(scope["headers"]):
+        return
+    _admit(scope, needed, ring.identify(scope["headers"]))
+
+
+def key_of_body(ring: Keyring | None, scope: Scope, needed: frozenset[str], key: str | None) -> None:
+    """Asks for the key that came in a body, unless one in a header was admitted already.
+
+    Raises KeyMissing, KeyUnknown or ScopeMissing.
+    """
+    if ring is not None and record_of(scope).key is None:
+        _admit(scope, needed, ring.identify([(b"x-api-key", key.encode())] if key else []))
+
+
+def _admit(scope: Scope, needed: frozenset[str], key: Key) -> None:
     record_of(scope).key = key.name
     if not needed & key.scopes:
         raise ScopeMissing(" or ".join(sorted(needed)), sorted(key.scopes))

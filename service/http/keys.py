@@ -53,6 +53,10 @@ class Keyring:
                 found = key
         return found
 
+    def sent(self, headers: Iterable[Header]) -> bool:
+        """Does a request with `headers` carry a key, right or wrong?"""
+        return any(True for _ in _sent(headers))
+
     def identify(self, headers: Iterable[Header]) -> Key:
         """The key that a request with `headers` (names in lower case) carries. Raises KeyMissing, KeyUnknown."""
         sent = set(_sent(headers))

@@ -17,7 +17,7 @@ def allowed_methods(routes: list[BaseRoute], scope: Scope) -> tuple[str, ...]:
     if not methods:
         return ()
     methods |= {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set())
-    return tuple(method for method in ("GET", "HEAD", "POST", "PATCH", "DELETE", "OPTIONS") if method in methods)
+    return tuple(method for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS") if method in methods)
 
 
 class Methods:

@@ -292,7 +292,7 @@ def describe_routes(app: FastAPI, operations: Mapping[tuple[str, str], Operation
     paths: dict[str, Any] = defaultdict(dict)
     for (method, path), operation in operations.items():
         name = re.sub(r"\W+", "_", path).strip("_") or "root"  # of paths with several methods each operation says its own
-        paths[path][method.lower()] = {"operationId": name, **_guarded(method, path, operation, keyed)}
+        paths[path.replace(":path}", "}")][method.lower()] = {"operationId": name, **_guarded(method, path, operation, keyed)}
     schemas = models_json_schema([(model, "serialization") for model in SHOWN], ref_template=REF)[1]["$defs"]
 
     def openapi() -> dict[str, Any]:

@@ -7,12 +7,12 @@ sentence with the request id, and its traceback goes to the log only.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, Field
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
 from service import errors
@@ -116,6 +116,10 @@ KINDS: dict[type[errors.VisionError], Kind] = {
     errors.NotAcceptable: Kind(406, "Accept one of the media types that the detail names."),
     errors.OptionInvalid: Kind(422, "Correct the option; the detail gives its range or the names that exist."),
     errors.ModelUnknown: Kind(404, "Use one of the names in `known`, or leave the model out."),
+    errors.ModelRefused: Kind(422, "Send an ONNX file as the detail says; `vision-service models inspect FILE` says more of one."),
+    errors.ModelUnclear: Kind(422, "Send the options in `missing` with the file."),
+    errors.ModelExists: Kind(409, "Choose another name, or send replace=true."),
+    errors.ModelFixed: Kind(409, "Add a model of your own under another name."),
     errors.StyleUnknown: Kind(422, "Use one of the names in `known`; GET /styles shows them."),
     errors.NoFace: Kind(422, "Send a photo that shows a face, large enough and in focus, or lower `confidence`."),
     errors.SeveralFaces: Kind(422, "Send a photo of one person, or use face=prominent or face=largest."),
@@ -148,7 +152,7 @@ KINDS: dict[type[errors.VisionError], Kind] = {
 }
 
 # An error's own attributes that clients may see, as extension members (RFC 9457, section 3.2).
-EXTENSIONS = ("option", "known", "photo", "count", "measured", "limit", "refused", "allowed", "retry_after")
+EXTENSIONS = ("option", "known", "missing", "photo", "count", "measured", "limit", "refused", "allowed", "retry_after")
 
 
 class Problem(BaseModel):
@@ -163,6 +167,7 @@ class Problem(BaseModel):
     request_id: str | None = Field(None, description="with a fault of the service: find it in the log by this")
     option: str | None = Field(None, description="the option that is not valid")
     known: list[str] | None = Field(None, description="the names that would work")
+    missing: list[str] | None = Field(None, description="the options that have to be given")
     photo: str | None = Field(None, description="the image that the problem is about")
     count: int | None = Field(None, description="how many faces were found")
     measured: float | None = Field(None, description="the quality of the face that is too low")
@@ -170,6 +175,10 @@ class Problem(BaseModel):
     refused: list[Refusal] | None = Field(None, description="the photos that cannot be enrolled, and why")
     allowed: list[str] | None = Field(None, description="the methods that the path answers")
     retry_after: float | None = Field(None, description="seconds to wait before trying again")
+
+
+Dialect = tuple[str, Callable[[Problem], tuple[int, Mapping[str, Any]]]]
+"""A prefix of paths, and the status and JSON body by which errors below it are told."""
 
 
 def kind_of(error: errors.VisionError | type[errors.VisionError]) -> tuple[type[errors.VisionError], Kind]:
@@ -217,8 +226,16 @@ def respond(error: errors.VisionError, scope: Scope) -> Response:
         headers["Allow"] = ", ".join(problem.allowed)
     if problem.status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="vision-service"'
-    body = problem.model_dump_json(exclude_none=True)
     refused = isinstance(error, errors.BodyTooLarge | KeyMissing | KeyUnknown | ScopeMissing)
     if refused and scope.get("method") not in ("GET", "HEAD"):
         headers["Connection"] = "close"  # there is too much to come to be read and dropped
-    return Response(body, problem.status, headers, MEDIA_TYPE)
+    for prefix, word in _dialects(scope):
+        if scope["path"].removeprefix(root).startswith(prefix):
+            status, answer = word(problem)
+            return JSONResponse(answer, status, headers)
+    return Response(problem.model_dump_json(exclude_none=True), problem.status, headers, MEDIA_TYPE)
+
+
+def _dialects(scope: Scope) -> Iterable[Dialect]:
+    """How other protocols word errors, by the prefix of their paths; see service.http.parts."""
+    return getattr(getattr(scope.get("app"), "state", None), "dialects", ())

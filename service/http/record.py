@@ -10,7 +10,7 @@ from service.tasks.task import ModelInfo, TimingMs
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 OTHER = "other"  # stands for every path that no route has
-NAMING = "/subject"  # paths that go on from here hold names of people
+NAMING = ("/subject", "/api/v1/")  # paths that go on from here hold names of people, or a key
 
 
 @dataclass(slots=True)
@@ -76,8 +76,9 @@ def _without_names(path: str, route: str) -> str:
     if route == OTHER:
         first, slash, _ = path[1:].partition("/")
         return f"/{first}/..." if slash else path
-    at = path.lower().find(NAMING)
-    return path[:at] + route if at >= 0 and route.startswith(NAMING) else path
+    naming = next((prefix for prefix in NAMING if route.startswith(prefix)), None)
+    at = -1 if naming is None else path.lower().find(naming)
+    return path[:at] + route if at >= 0 else path
 
 
 def record_of(scope: Scope) -> Record:

@@ -10,7 +10,7 @@ import asyncio
 import binascii
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, NoReturn, TypeVar
 from urllib.parse import parse_qsl
@@ -100,10 +100,42 @@ async def read_upload(request: Request, fields: Fields, kind: type[Options], met
     return Upload(given.images, options)
 
 
-async def _read_body(request: Request, headers: Mapping[bytes, str], fields: Fields, meter: Meter, announced: int | None) -> _Given:
+async def read_body(request: Request, meter: Meter) -> Data:
+    """The body as it is, whatever it holds, still packed where Content-Encoding says so.
+
+    For protocols that are not this service's own. Raises BodyTooLarge, MalformedBody, QueueFull, ClientDisconnect.
+    """
+    return await _read_whole(request, meter, _announced(_headers(request), meter.limit))
+
+
+async def read_parts(request: Request, meter: Meter, whole: Collection[str]) -> list[Part]:
+    """The fields of a form of either kind in the order they came, whatever their names; none where there is no body.
+
+    `whole` names the fields that are kept whole. For protocols that are not this service's own. Raises as read_upload does, but
+    nothing about the fields.
+    """
+    headers = _headers(request)
+    announced = _announced(headers, meter.limit)
+    _check_encoding(headers)
+    body = await _read_whole(request, meter, announced) if announced != 0 else b""
+    if not body:
+        return []
+    media, boundary = _content_type(headers.get(b"content-type"))
+    if media == FORM:
+        return _parts(body, boundary, whole)
+    if media == PLAIN_FORM:
+        return [Part(name, None, str(value).encode()) for name, value in _from_plain_form(body).options]
+    raise UnsupportedMedia(f"the content type is {media or 'missing'!r:.80}; send {FORM}")
+
+
+def _check_encoding(headers: Mapping[bytes, str]) -> None:
     encoding = headers.get(b"content-encoding", "identity")
     if encoding.lower() != "identity":
         raise UnsupportedMedia(f"the body is encoded as {encoding!r:.80}; send it as it is, without Content-Encoding")
+
+
+async def _read_body(request: Request, headers: Mapping[bytes, str], fields: Fields, meter: Meter, announced: int | None) -> _Given:
+    _check_encoding(headers)
     if announced == 0:
         return _Given()
     media, boundary = _content_type(headers.get(b"content-type"))
@@ -175,16 +207,20 @@ async def _read_whole(request: Request, meter: Meter, announced: int | None) -> 
 
 
 def _read_form(body: Data, boundary: bytes | None, fields: Fields) -> _Given:
+    return _from_parts(_parts(body, boundary, fields.names), fields)
+
+
+def _parts(body: Data, boundary: bytes | None, whole: Collection[str]) -> list[Part]:
     if not boundary:
         raise MalformedBody("the Content-Type of the form names no boundary; let the HTTP client set this header")
     if not body:
-        return _Given()
-    parts = read_at_once(body, boundary, fields.names)
+        return []
+    parts = read_at_once(body, boundary, whole)
     if parts is None:
-        reader = FormReader(boundary, fields.names)
+        reader = FormReader(boundary, whole)
         reader.feed(bytes(body))
         parts = reader.finish()
-    return _from_parts(parts, fields)
+    return parts
 
 
 def _from_parts(parts: Sequence[Part], fields: Fields) -> _Given:

@@ -16,6 +16,7 @@ from service.imaging import Grid, Pixels
 
 Interpolation = Literal["bilinear", "bicubic", "area"]
 Size = tuple[int, int]  # height, width
+Padding = Literal["center", "bottom-right"]
 
 _FLAGS: Final = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC, "area": cv2.INTER_LINEAR}
 
@@ -65,30 +66,49 @@ def resize(pixels: Pixels, height: int, width: int, interpolation: Interpolation
 
 
 def center_crop(
-    pixels: Pixels, size: int, crop: float, interpolation: Interpolation = "bilinear", grid: Grid | None = None
+    pixels: Pixels, size: int | Size, crop: float, interpolation: Interpolation = "bilinear", grid: Grid | None = None
 ) -> Pixels:
-    """The central square of side crop * min(height, width), rounded down to whole pixels, at size x size. 0 < crop <= 1.
+    """The middle of the photo at `size`, a square's side or height and width: `crop` of the largest part of these proportions.
 
-    The rounding and the odd pixel are those of TensorFlow's EfficientNet preprocessing. With `grid` it is the square of the photo
-    that is meant, to the nearest of `pixels`.
+    0 < crop <= 1. The part is rounded down to whole pixels. The rounding and the odd pixel are those of TensorFlow's EfficientNet
+    preprocessing. With `grid` it is the part of the photo that is meant, to the nearest of `pixels`.
     """
     grid = grid or Grid.of(pixels)
-    side = max(1, int(crop * min(grid.height, grid.width)))
-    top, left = (grid.height - side + 1) // 2, (grid.width - side + 1) // 2
-    across = round(side / grid.step)  # rounded first, and then the middle: so that is at most half of `pixels` off
-    top, left = (round((start + side / 2) / grid.step - across / 2) for start in (top - grid.top, left - grid.left))
-    return resize(pixels[top : top + across, left : left + across], size, size, interpolation)
+    height, width = (size, size) if isinstance(size, int) else size
+    rows = max(1, int(crop * min(grid.height, grid.width * height / width)))
+    columns = max(1, int(crop * min(grid.width, grid.height * width / height)))
+    down, across = round(rows / grid.step), round(columns / grid.step)
+    top, left = (grid.height - rows + 1) // 2, (grid.width - columns + 1) // 2
+    top = round((top - grid.top + rows / 2) / grid.step - down / 2)  # lengths are rounded first, and then the middle:
+    left = round((left - grid.left + columns / 2) / grid.step - across / 2)  # so that is at most half of `pixels` off
+    return resize(pixels[top : top + down, left : left + across], height, width, interpolation)
 
 
-def letterbox(pixels: Pixels, height: int, width: int, fill: int = 128, grid: Grid | None = None) -> tuple[Pixels, Placement]:
-    """`pixels` as large as fits into height x width at their own proportions, centred, the rest being `fill`.
+def letterbox(
+    pixels: Pixels,
+    height: int,
+    width: int,
+    fill: int = 128,
+    grid: Grid | None = None,
+    padding: Padding = "center",
+    interpolation: Interpolation = "bilinear",
+) -> tuple[Pixels, Placement]:
+    """`pixels` as large as fits into height x width at their own proportions, the rest being `fill`.
 
-    With `grid` the proportions are those of the photo, and the placement is that of its pixels.
+    padding: "center" leaves that rest on both sides, "bottom-right" puts the photo into the top left corner. With `grid` the
+    proportions are those of the photo, and the placement is that of its pixels.
     """
     grid = grid or Grid.of(pixels)
     inside = _scaled(grid, min(height / grid.height, width / grid.width))
-    corner = (height - inside[0]) // 2, (width - inside[1]) // 2
-    return _place(pixels, grid, inside, corner, (height, width), fill)
+    corner = ((height - inside[0]) // 2, (width - inside[1]) // 2) if padding == "center" else (0, 0)
+    return _place(pixels, grid, inside, corner, (height, width), fill, interpolation)
+
+
+def stretch(
+    pixels: Pixels, height: int, width: int, interpolation: Interpolation = "bilinear", grid: Grid | None = None
+) -> tuple[Pixels, Placement]:
+    """`pixels` at height x width, whatever their proportions. With `grid` the placement is that of the photo's pixels."""
+    return _place(pixels, grid or Grid.of(pixels), (height, width), (0, 0), (height, width), 0, interpolation)
 
 
 def fit(pixels: Pixels, max_side: int, multiple_of: int = 1, fill: int = 0) -> tuple[Pixels, Placement]:
@@ -106,12 +126,14 @@ def _scaled(grid: Grid, scale: float) -> Size:
     return max(1, round(grid.height * scale)), max(1, round(grid.width * scale))
 
 
-def _place(pixels: Pixels, grid: Grid, inside: Size, corner: Size, shape: Size, fill: int) -> tuple[Pixels, Placement]:
+def _place(
+    pixels: Pixels, grid: Grid, inside: Size, corner: Size, shape: Size, fill: int, interpolation: Interpolation = "bilinear"
+) -> tuple[Pixels, Placement]:
     """All of `pixels` at the size `inside` on a canvas of `shape`, `corner` rows and columns from its top left."""
     (height, width), (top, left) = inside, corner
     scale_x, scale_y = width / (grid.step * pixels.shape[1]), height / (grid.step * pixels.shape[0])
     canvas: Pixels = np.full((*shape, 3), fill, np.uint8)
-    canvas[top : top + height, left : left + width] = resize(pixels, height, width)
+    canvas[top : top + height, left : left + width] = resize(pixels, height, width, interpolation)
     return canvas, Placement(scale_x, scale_y, left - grid.left * scale_x, top - grid.top * scale_y)
 
 

@@ -29,8 +29,8 @@ MAX_ARCHIVE = 2 * 2**30  # bytes; no index can fill the disk
 
 
 def weight_paths(spec: ModelSpec, folder: Path) -> dict[str, Path]:
-    """Where the weight files of the model that is built in `folder` lie, by name."""
-    return {file.name: folder / "weights" / file.name for file in spec.files}
+    """Where the weight files of the model that is built in `folder` lie, by name; those without sources, beside its manifest."""
+    return {file.name: (folder / "weights" if file.sources else spec.folder) / file.name for file in spec.files}
 
 
 def fetch_weights(spec: ModelSpec, folder: Path, *, offline: bool, progress: Progress) -> dict[str, Path]:

@@ -12,6 +12,7 @@ from service.repository.spec import ModelSpec
 
 Array = NDArray[np.generic]
 Tensors = Mapping[str, Array]
+NOISE_SIDES = (256, 320)  # height and width in pixels where a graph takes any
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,13 @@ class Difference:
 
 
 def load_cases(spec: ModelSpec) -> dict[str, Case]:
-    """The stored cases of every graph of `spec`, from its parity file; see spec.Parity for the names of the arrays.
+    """The stored cases of every graph of `spec`, from its parity file; see spec.Parity for the names of the arrays. Without such a
+    file, noise to run on.
 
     Raises SpecInvalid when the file is missing or damaged, or leaves a graph without an input or without an answer.
     """
+    if spec.parity is None:
+        return {graph: Case(feeds=noise(spec)) for graph in spec.export.graphs}
     path = spec.folder / spec.parity.file
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
@@ -52,6 +56,18 @@ def load_cases(spec: ModelSpec) -> dict[str, Case]:
         if not case.feeds or not (case.outputs or case.samples):
             raise SpecInvalid(f'{path}: needs "{graph}/in/<input>" and "{graph}/out/<output>" (or at and values)')
     return cases
+
+
+def noise(spec: ModelSpec, batch: int = 1) -> dict[str, Array]:
+    """Pictures to try an adopted graph on, by input: always the same, with edges of all sizes. uint8 [batch, h, w, 3]."""
+    height, width = spec.input.size or NOISE_SIDES
+    random = np.random.default_rng(0)
+    coarse = random.integers(0, 256, (batch, -(-height // 16), -(-width // 16), 3))
+    picture = coarse.repeat(16, axis=1).repeat(16, axis=2)[:, :height, :width] * 3 // 4 + random.integers(
+        0, 64, (batch, height, width, 3)
+    )
+    names = ["pixels", "style_pixels"] if spec.adapter is not None and spec.adapter.decoder == "picture-and-style" else ["pixels"]
+    return {name: np.asarray(picture, np.uint8) for name in names}
 
 
 def sort_cases(arrays: Tensors) -> dict[str, Case]:

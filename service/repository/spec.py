@@ -1,9 +1,12 @@
 """model.toml, validated: what a model is, where its weights come from, and what it expects and promises.
 
 name = "yolov3-tiny"            the folder's name
+aliases                         further names that people know it by
 [licence]                       spdx, url, commercial_use
 [[files]]                       the weights: name, sha256, and [[files.sources]] to get them from, first answer wins
 [export]                        recipe, and the graphs that it writes
+[adapter]                       for a file that others exported: what it expects and answers, read by the recipe "adopt"
+[given]                         what its owner said of it when it was added; all else was found in the file
 [input]                         size, resize rule, and the arithmetic that the graph carries inside
 [[accuracy]]                    published and measured figures, each with its source
 [parity]                        the stored input and answer that guard the export
@@ -11,6 +14,7 @@ name = "yolov3-tiny"            the folder's name
 """
 
 import tomllib
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -18,9 +22,10 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from service.errors import SpecInvalid
+from service.export.contract import Contract
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Task = Literal["classify", "detect", "detect-faces", "embed-face", "stylize"]
+Task = Literal["classify", "detect", "detect-faces", "embed-face", "face-liveness", "stylize"]
 Precision = Literal["float32", "int8", "float16"]
 Range = tuple[float, float]
 MANIFEST = "model.toml"
@@ -62,12 +67,12 @@ class UrlSource(_Part):
 
 
 class WeightFile(_Part):
-    """One file that the export recipe reads. `size` is in bytes."""
+    """One file that the export recipe reads. `size` is in bytes. Without sources it lies beside model.toml."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     sha256: Sha256
     size: int = Field(gt=0)
-    sources: tuple[PackageSource | UrlSource, ...] = Field(min_length=1)
+    sources: tuple[PackageSource | UrlSource, ...] = ()
 
 
 class Export(_Part):
@@ -87,8 +92,8 @@ class InputContract(_Part):
     """What pixels the graph wants: uint8 NHWC RGB with a free batch.
 
     Followed by the code are size ((height, width) in pixels, or None where any goes), multiple_of (of the sides), max_side, resize
-    (the rule that brings a photo there), interpolation and crop. layout, dtype, color, mean and std only tell readers and clients
-    what the graph carries inside, (pixels - mean) / std before its first layer: the recipe holds that arithmetic, parity guards it,
+    (the rule that brings a photo there), interpolation, crop, fill and padding. layout, dtype, color, mean and std only tell readers and
+    clients what the graph carries inside, (pixels - mean) / std before its first layer: the recipe holds that arithmetic, parity guards it,
     and another value here changes no answer.
     """
 
@@ -98,9 +103,11 @@ class InputContract(_Part):
     layout: Literal["NHWC"] = "NHWC"
     dtype: Literal["uint8"] = "uint8"
     color: Literal["RGB"] = "RGB"
-    resize: Literal["center-crop", "letterbox", "fit", "align", "none"]
+    resize: Literal["center-crop", "letterbox", "stretch", "fit", "align", "face-crop", "none"]
     interpolation: Literal["bilinear", "bicubic", "area"] = "bilinear"
     crop: float = Field(1.0, gt=0, le=1, description="center-crop: side of the crop over the photo's shorter side")
+    fill: int = Field(128, ge=0, le=255, description="letterbox: grey level of what the photo leaves free")
+    padding: Literal["center", "bottom-right"] = Field("center", description="letterbox: where that lies")
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
@@ -190,14 +197,23 @@ class ModelSpec(_Part):
     task: Task
     family: str = Field(description="names the code in service.tasks that reads the outputs")
     summary: str
+    aliases: tuple[str, ...] = ()
     default: bool = Field(False, description="the one used when a request names no model")
     licence: Licence
     files: tuple[WeightFile, ...] = Field(min_length=1)
     export: Export
+    adapter: Contract | None = Field(None, description="of a file that others exported; only with the recipe adopt")
+    given: Mapping[str, Any] = Field({}, description="what its owner said of the file, by option; see service.intake")
+    precision: Precision = Field("float32", description="arithmetic of the file itself, where it is not float32")
+    nms: bool = Field(True, description="detectors: is there still one box of several on the same object to be chosen?")
+    alignment: tuple[tuple[float, float], ...] | None = Field(
+        None, description="embedders: where the five landmarks belong in the input, x and y in pixels; none: as SFace has them"
+    )
+    face_scale: float = Field(1.0, gt=0, le=8, description="face-crop: side of what is cut out over the face's longer side")
     input: InputContract
     labels: str | None = Field(None, description="a text file beside model.toml, one label a line, in class order")
     accuracy: tuple[Accuracy, ...] = ()
-    parity: Parity
+    parity: Parity | None = Field(None, description="none: the graph is tried on noise, and its shapes are checked")
     quantize: Quantize | None = None
     batching: Batching = Batching(max_batch=1)
     threshold: Threshold | None = None
@@ -209,6 +225,17 @@ class ModelSpec(_Part):
         if self.quantize and self.export.graphs != ("model",):
             raise ValueError('[quantize] is for models whose only graph is "model"')
         return self
+
+    @model_validator(mode="after")
+    def _adopted(self) -> Self:
+        if (self.adapter is not None) != (self.export.recipe == "adopt"):
+            raise ValueError('[adapter] belongs to the recipe "adopt", and that recipe needs it')
+        return self
+
+    @property
+    def is_published(self) -> bool:
+        """Can every weight file be fetched? Else it is someone's own, and lies beside model.toml."""
+        return all(file.sources for file in self.files)
 
     def read_ranges(self) -> dict[str, Range]:
         """The stored ranges by tensor; empty without [quantize].

@@ -1,11 +1,13 @@
 """Where models live, and how to get one ready to load.
 
-Manifests come from the folders in VISION_MODEL_REPOSITORY, then from the service itself: models/ in a checkout,
-service/manifests in an installed wheel. A model is built beside its manifest where that can be written, else in the data folder;
-a wheel's models always there.
+Manifests come from the folders in VISION_MODEL_REPOSITORY, then from repository/ in the data folder, where added models go by
+default, then from the service itself: models/ in a checkout, service/manifests in an installed wheel. A model is built beside its
+manifest where that can be written, else in the data folder; a wheel's models always there. What is made of a user's own model,
+whose file lies beside model.toml, is in the folder .built.
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from service.errors import ExportFailed, SettingInvalid, SetupError
@@ -15,7 +17,23 @@ from service.repository.progress import Progress
 from service.repository.spec import MANIFEST, ModelSpec, load_spec
 from service.settings import Settings
 
-__all__ = ["BuiltModel", "build_folder", "ensure", "find_built", "own_manifests", "scan", "verify_built"]
+__all__ = [
+    "BUILT",
+    "BuiltModel",
+    "added_models",
+    "build_folder",
+    "dropped",
+    "ensure",
+    "find_built",
+    "manifests",
+    "own_manifests",
+    "roots",
+    "scan",
+    "verify_built",
+]
+
+BUILT = ".built"
+"""The folder, beside a user's own model, of what is made of it."""
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -33,27 +51,72 @@ def scan(settings: Settings) -> dict[str, ModelSpec]:
 
     Raises SpecInvalid for a broken manifest among them, SettingInvalid for a folder or a model that does not exist.
     """
-    found: dict[str, Path] = {}
-    for root in (*settings.model_repository, own_manifests()):
-        if (root / MANIFEST).exists():
-            raise SettingInvalid(f"VISION_MODEL_REPOSITORY: {root} is a model's own folder; name the folder around it")
-        if not root.is_dir():
-            raise SettingInvalid(f"VISION_MODEL_REPOSITORY: there is no folder {root}")
-        for folder in sorted(root.absolute().iterdir()):
-            if (folder / MANIFEST).is_file():
-                found.setdefault(folder.name, folder)
+    found = manifests(settings)
     unknown = [name for name in settings.models if name not in found]
     if unknown:
         raise SettingInvalid(f"VISION_MODELS: there is no model {unknown[0]!r}; the models are: {', '.join(found) or '(none)'}")
     return {name: load_spec(found[name]) for name in settings.models or found}
 
 
+def roots(settings: Settings) -> list[Path]:
+    """The folders that hold model folders, absolute; of two models with one name that in the first counts. Users' folders come
+    before the service's own, which is the last. Raises SettingInvalid for one that does not exist."""
+    for root in settings.model_repository:
+        if (root / MANIFEST).exists():
+            raise SettingInvalid(f"VISION_MODEL_REPOSITORY: {root} is a model's own folder; name the folder around it")
+        if not root.is_dir():
+            raise SettingInvalid(f"VISION_MODEL_REPOSITORY: there is no folder {root}")
+    added = settings.data_folder / "repository"
+    named = [*settings.model_repository, *([added] if added.is_dir() else []), own_manifests()]
+    return list(dict.fromkeys(root.absolute() for root in named))
+
+
+def added_models(settings: Settings) -> Path:
+    """Where models go that are added: the first folder of VISION_MODEL_REPOSITORY, else one in the data folder."""
+    return (settings.model_repository[0] if settings.model_repository else settings.data_folder / "repository").absolute()
+
+
+def manifests(settings: Settings) -> dict[str, Path]:
+    """The folder of every model by its name, unread. Raises SettingInvalid as `roots` does."""
+    found: dict[str, Path] = {}
+    for root in roots(settings):
+        for folder in sorted(root.iterdir()):
+            if (folder / MANIFEST).is_file() and not folder.name.startswith("."):
+                found.setdefault(folder.name, folder)
+    return found
+
+
+def dropped(settings: Settings) -> list[Path]:
+    """Folders in users' roots that hold an ONNX file and no manifest, or one that was put there after its manifest was written."""
+    found = []
+    for root in roots(settings):
+        if root.is_relative_to(own_manifests()):
+            continue
+        for folder in sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(".")):
+            files = [*folder.glob("*.onnx"), *folder.glob("[0-9]*/*.onnx")]
+            if files and _is_news(files, folder / MANIFEST):
+                found.append(folder)
+    return found
+
+
+def _is_news(files: Iterable[Path], manifest: Path) -> bool:
+    if not manifest.is_file():
+        return True
+    try:
+        spec = load_spec(manifest.parent)
+    except SetupError:  # said where it is read
+        return False
+    return not spec.is_published and any(file.stat().st_mtime_ns > manifest.stat().st_mtime_ns for file in files)
+
+
 def build_folder(spec: ModelSpec, settings: Settings) -> Path:
     """Where `spec` is built: beside its manifest if that folder and the one around it can be written, else in the data folder."""
-    return next(
-        (f for f in _folders(spec, settings) if os.access(f, os.W_OK) and os.access(f.parent, os.W_OK)),
-        _data_folder(spec, settings),
-    )
+    return next((folder for folder in _folders(spec, settings) if _writable(folder)), _data_folder(spec, settings))
+
+
+def _writable(folder: Path) -> bool:
+    there = folder if folder.exists() else folder.parent
+    return os.access(there, os.W_OK) and os.access(folder.parent, os.W_OK)
 
 
 def find_built(spec: ModelSpec, settings: Settings) -> BuiltModel | None:
@@ -144,6 +207,8 @@ def _records(spec: ModelSpec, settings: Settings) -> list[tuple[Path, Record]]:
 def _folders(spec: ModelSpec, settings: Settings) -> list[Path]:
     """Where it may be built, best first. An installed wheel's own folders are not for writing."""
     data = _data_folder(spec, settings)
+    if not spec.is_published:
+        return [spec.folder / BUILT, data]
     return [data] if spec.folder.is_relative_to(_PACKAGE) else [spec.folder, data]
 
 

@@ -1,6 +1,6 @@
-"""What is on a photo: one central square of it, one softmax over all classes.
+"""What is on a photo: its middle or all of it, one softmax over all classes.
 
-pixels [h, w, 3] -> central square, resized -> "pixels" uint8 [1, size, size, 3] -> "logits" [1, classes] -> the top_k classes
+pixels [h, w, 3] -> middle, or all -> resized to "pixels" uint8 [1, height, width, 3] -> "logits" [1, classes] -> the top_k classes
 """
 
 import numpy as np
@@ -10,8 +10,8 @@ from pydantic import BaseModel, Field
 from service.errors import OptionInvalid, SpecInvalid
 from service.imaging import Grid
 from service.imaging.codec import Scale
-from service.imaging.transforms import center_crop
-from service.repository.spec import ModelSpec
+from service.imaging.transforms import center_crop, stretch
+from service.repository.spec import InputContract, ModelSpec
 from service.tasks.task import Answer, Model, Pixels, Strict, Timing
 
 
@@ -40,8 +40,8 @@ def classify(pixels: Pixels, options: ClassifyOptions, model: Model, timing: Tim
     if options.top_k > most and "top_k" in options.model_fields_set:
         raise OptionInvalid("top_k", f"top_k={options.top_k}: {model.spec.name} has {most} classes; give 1 to {most}")
     with timing.measure("preprocess"):
-        square = prepare(pixels, model.spec, grid)
-    logits = model.run({"pixels": square[None]}, timing)["logits"][0]
+        seen = prepare(pixels, model.spec, grid)
+    logits = model.run({"pixels": seen[None]}, timing)["logits"][0]
     with timing.measure("postprocess"):
         confidences = softmax(logits)
         best = top(confidences, options.top_k).tolist()
@@ -56,21 +56,25 @@ def top(values: NDArray[np.float64], count: int) -> NDArray[np.intp]:
 
 
 def prepare(pixels: Pixels, spec: ModelSpec, grid: Grid | None = None) -> Pixels:
-    """The square of the photo that the model looks at, [size, size, 3]. Raises SpecInvalid for another rule than center-crop."""
-    return center_crop(pixels, _size(spec), spec.input.crop, spec.input.interpolation, grid)
+    """What the model looks at, [height, width, 3]. Raises SpecInvalid for a rule other than center-crop and stretch."""
+    wanted, (height, width) = _input(spec)
+    if wanted.resize == "stretch":
+        return stretch(pixels, height, width, wanted.interpolation, grid)[0]
+    return center_crop(pixels, (height, width), wanted.crop, wanted.interpolation, grid)
 
 
 def crop_scale(spec: ModelSpec) -> Scale:
-    """How much of a photo the model sees. Raises SpecInvalid as `prepare` does."""
-    size, crop = _size(spec), spec.input.crop
-    return lambda height, width: size / (crop * min(height, width))
+    """How much of a photo the model sees: of the side that it sees more of. Raises SpecInvalid as `prepare` does."""
+    wanted, (rows, columns) = _input(spec)
+    crop = wanted.crop if wanted.resize == "center-crop" else 1.0
+    return lambda height, width: max(rows / height, columns / width) / crop
 
 
-def _size(spec: ModelSpec) -> int:
+def _input(spec: ModelSpec) -> tuple[InputContract, tuple[int, int]]:
     wanted = spec.input
-    if wanted.resize != "center-crop" or wanted.size is None or wanted.size[0] != wanted.size[1]:
-        raise SpecInvalid(f'{spec.name}: a classifier needs [input] resize = "center-crop" and a square size')
-    return wanted.size[0]
+    if wanted.resize not in {"center-crop", "stretch"} or wanted.size is None:
+        raise SpecInvalid(f'{spec.name}: a classifier needs [input] resize = "center-crop" or "stretch", and a size')
+    return wanted, wanted.size
 
 
 def softmax(logits: NDArray[np.generic]) -> NDArray[np.float64]:

@@ -1,9 +1,10 @@
 """Which objects are on a photo, and where: letterbox, one run, candidates above the confidence, NMS inside each class.
 
-pixels [h, w, 3] -> letterbox -> "pixels" uint8 [1, height, width, 3]
+pixels [h, w, 3] -> letterbox, or stretched -> "pixels" uint8 [1, height, width, 3]
     -> "boxes" [1, k, 4] as corners in these pixels and "scores" [1, k, classes] -> detections in the photo's pixels
 A box is a candidate for every class that is confident enough, not for its best class only: YOLOv3's classes are independent
 of each other, and measured on COCO this gains 0.7 points of mAP@0.5. `class_agnostic` leaves one label to each object.
+Models that answer one box an object by themselves (nms = false in model.toml) get no NMS, unless `class_agnostic` asks for it.
 """
 
 from collections.abc import Sequence
@@ -18,8 +19,8 @@ from service.errors import OptionInvalid, SpecInvalid
 from service.imaging import Grid
 from service.imaging.boxes import clip, nms
 from service.imaging.codec import Scale
-from service.imaging.transforms import Placement, letterbox
-from service.repository.spec import ModelSpec
+from service.imaging.transforms import Placement, letterbox, stretch
+from service.repository.spec import InputContract, ModelSpec
 from service.tasks.task import Answer, Box, Model, Pixels, Strict, Timing, in_pixels
 
 MAX_CANDIDATES = 4096
@@ -72,27 +73,33 @@ def detect(pixels: Pixels, options: DetectOptions, model: Model, timing: Timing,
         inside = clip(boxes, grid.height, grid.width)
         seen = (inside[:, 2] > inside[:, 0]) & (inside[:, 3] > inside[:, 1])  # not wholly in the grey border
         boxes, inside, kinds, scores = boxes[seen], inside[seen], kinds[seen], scores[seen]
-        kept = nms(boxes, scores, options.iou, None if options.class_agnostic else kinds, options.max_detections)
+        if model.spec.nms or options.class_agnostic:
+            kept = nms(boxes, scores, options.iou, None if options.class_agnostic else kinds, options.max_detections)
+        else:
+            kept = np.argsort(-scores, kind="stable")[: options.max_detections]
         return [_detection(int(kinds[i]), float(scores[i]), inside[i], model.labels) for i in kept]
 
 
 def prepare(pixels: Pixels, spec: ModelSpec, grid: Grid | None = None) -> tuple[Pixels, Placement]:
-    """The photo letterboxed to the model's size, and the way back. Raises SpecInvalid for another rule than letterbox."""
-    height, width = _size(spec)
-    return letterbox(pixels, height, width, grid=grid)
+    """The photo at the model's size, and the way back. Raises SpecInvalid for a rule other than letterbox and stretch."""
+    wanted, (height, width) = _input(spec)
+    if wanted.resize == "stretch":
+        return stretch(pixels, height, width, wanted.interpolation, grid)
+    return letterbox(pixels, height, width, wanted.fill, grid, wanted.padding, wanted.interpolation)
 
 
 def letterbox_scale(spec: ModelSpec) -> Scale:
-    """How much of a photo the model sees. Raises SpecInvalid as `prepare` does."""
-    rows, columns = _size(spec)
-    return lambda height, width: min(rows / height, columns / width)
+    """How much of a photo the model sees: of the side that it sees more of. Raises SpecInvalid as `prepare` does."""
+    wanted, (rows, columns) = _input(spec)
+    more = max if wanted.resize == "stretch" else min
+    return lambda height, width: more(rows / height, columns / width)
 
 
-def _size(spec: ModelSpec) -> tuple[int, int]:
+def _input(spec: ModelSpec) -> tuple[InputContract, tuple[int, int]]:
     wanted = spec.input
-    if wanted.resize != "letterbox" or wanted.size is None:
-        raise SpecInvalid(f'{spec.name}: a detector needs [input] resize = "letterbox" and a size')
-    return wanted.size
+    if wanted.resize not in {"letterbox", "stretch"} or wanted.size is None:
+        raise SpecInvalid(f'{spec.name}: a detector needs [input] resize = "letterbox" or "stretch", and a size')
+    return wanted, wanted.size
 
 
 def candidates(

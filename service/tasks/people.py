@@ -148,6 +148,15 @@ class Prepared:
 
 
 @dataclass(frozen=True)
+class SeenFace:
+    """A face of a photo. `embedding`: float32 [d] of length 1; None where the face is too small to be compared."""
+
+    face: Face
+    quality: FaceQuality
+    embedding: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True)
 class _Seen:
     """A face that is good enough, aligned."""
 
@@ -236,20 +245,14 @@ def identify(
 ) -> dict[str, Any]:
     """Every face of a photo, at most `max_faces`, with who it may be; `models` are detector and embedder. Gives the fields of
     IdentifyAnswer that are known here. Raises what the gallery and `run` of the models raise."""
-    detector, embedder = models
-    measured = threshold_of(embedder)
+    measured = threshold_of(models[1])
     threshold = measured.value if options.threshold is None else options.threshold
-    found = find_faces(pixels, options.confidence, detector, timing)
-    found = found.take(np.arange(min(len(found), max_faces)))
-    with timing.measure("preprocess"):
-        crops = [align(pixels, landmarks) for landmarks in found.landmarks]
-        qualities = [_quality(found, row, pixels, crop) for row, crop in enumerate(crops)]
-    usable = [row for row, quality in enumerate(qualities) if quality.size >= UNUSABLE_SIZE]
-    embeddings = _embed([crops[row] for row in usable], embedder, timing)
+    seen = see(pixels, options.confidence, max_faces, models, timing)
+    usable = [row for row, one in enumerate(seen) if one.embedding is not None]
     with timing.measure("postprocess"):
-        search = gallery.search(options.gallery, embeddings, options.top_k, threshold)
+        search = gallery.search(options.gallery, stacked(seen), options.top_k, threshold)
         matches = dict(zip(usable, search.matches, strict=True))
-        faces = [_identified(describe(found, row, pixels), qualities[row], matches.get(row, ())) for row in range(len(found))]
+        faces = [_identified(one.face, one.quality, matches.get(row, ())) for row, one in enumerate(seen)]
     rate = false_match_rate(measured, threshold)
     return {
         "gallery": options.gallery,
@@ -262,6 +265,29 @@ def identify(
         "enrolled_faces": search.faces,
         "faces": faces,
     }
+
+
+def see(pixels: Pixels, confidence: float, max_faces: int, models: tuple[Model, Model], timing: Timing) -> list[SeenFace]:
+    """Every face of a photo with its embedding, the most confident first, at most `max_faces`; `models` are detector and embedder.
+
+    Raises what `run` of the models raises.
+    """
+    detector, embedder = models
+    found = find_faces(pixels, confidence, detector, timing)
+    found = found.take(np.arange(min(len(found), max_faces)))
+    with timing.measure("preprocess"):
+        crops = [align(pixels, landmarks) for landmarks in found.landmarks]
+        qualities = [_quality(found, row, pixels, crop) for row, crop in enumerate(crops)]
+    usable = [row for row, quality in enumerate(qualities) if quality.size >= UNUSABLE_SIZE]
+    embeddings = dict(zip(usable, _embed([crops[row] for row in usable], embedder, timing), strict=True))
+    with timing.measure("postprocess"):
+        return [SeenFace(describe(found, row, pixels), qualities[row], embeddings.get(row)) for row in range(len(found))]
+
+
+def stacked(seen: Sequence[SeenFace]) -> NDArray[np.float32]:
+    """The embeddings float32 [n, d] of those that have one."""
+    rows = [one.embedding for one in seen if one.embedding is not None]
+    return np.stack(rows) if rows else np.empty((0, 0), np.float32)
 
 
 def _look(name: str, photo: Pixels | InputError, options: EnrollOptions, limits: Limits, detector: Model, timing: Timing) -> _Seen:

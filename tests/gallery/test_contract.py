@@ -195,6 +195,18 @@ def test_what_is_deleted_is_not_found(gallery: Gallery, face: Face, vector: Vect
     assert not gallery.enroll("default", "Ada", [face(1)])[0].known
 
 
+def test_a_face_is_found_by_its_id(gallery: Gallery, face: Face, vector: Vector) -> None:
+    assert gallery.face("default", "0" * 32) is None
+    gallery.enroll("default", "Ada", [face(1)])
+    (stored,) = gallery.enroll("default", "Bob", [face(2)])
+    found = gallery.face("default", stored.face_id)
+    assert found is not None
+    assert found[0] == "Bob"
+    assert np.array_equal(found[1], vector(2))
+    for collection, id_ in (("elsewhere", stored.face_id), ("default", "0" * 32), ("default", "no id"), ("default", "")):
+        assert gallery.face(collection, id_) is None
+
+
 def test_a_subject_goes_with_its_last_face(gallery: Gallery, face: Face, vector: Vector) -> None:
     first, second = gallery.enroll("default", "Ada", [face(1), face(2)])
     with pytest.raises(FaceUnknown):
