@@ -96,7 +96,8 @@ accuracy: $(BENCH) ## accuracy on your photos: ARGS="--imagenet DIR --coco DIR -
 clean: ## remove the environments and caches; built models stay
 	rm -rf .venv .venv-cuda .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage dist
 
-# Each stamp is written last: an interrupted install is taken up again.
+# Each stamp is written last: an interrupted install is taken up again. Two clients come without what they ask for: one would put the
+# OpenCV with windows over the one without.
 $(RUN): $(MADE) pyproject.toml constraints.txt
 	$(PIP) hatchling
 	$(PIP) --no-build-isolation --editable '.[$(DEVICE)]'
@@ -104,6 +105,7 @@ $(RUN): $(MADE) pyproject.toml constraints.txt
 
 $(DEV) $(BENCH): $(VENV)/.installed-%: $(RUN)
 	$(PIP) --no-build-isolation --editable '.[$(DEVICE),$*]'
+	$(if $(filter dev,$*),$(PIP) --no-deps deepstack-sdk compreface-sdk)
 	@touch $@
 
 # Each candidate is asked, for a shim may be on the PATH without a Python behind it. Pythons newer than those tested come last:

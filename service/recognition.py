@@ -36,7 +36,7 @@ from service.tasks.task import ModelInfo, Pixels, Timing, TimingMs
 
 @dataclass(frozen=True)
 class Sight:
-    """What `see` found: `faces`, the most confident first; `threshold` is the cosine from which on `model` takes two for one person."""
+    """What `see` found: `faces`, the most confident first; `threshold`: cosine from which on two faces count as one person."""
 
     detector: ModelInfo
     model: ModelInfo

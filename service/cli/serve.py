@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from service.cli.verbs import Verbs
 from service.doctor import NVIDIA_DRIVER
 from service.errors import SettingInvalid
+from service.fleet import prepare
 from service.loaded import tune_ahead
 from service.repository.progress import terminal_progress
-from service.repository.store import ensure, find_built, scan
 from service.runtime.machine import usable_cores
 from service.runtime.providers import choose
-from service.runtime.session import run_once
 from service.settings import Settings
 
 GRACE = 10.0  # seconds over VISION_SHUTDOWN_SECONDS after which a worker that has not ended is killed
@@ -48,8 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     choice = choose(settings.device)
     if choice.note and NVIDIA_DRIVER.exists():
         print(f"running on {choice.provider}: {choice.note}", file=sys.stderr)
-    specs = scan(settings).values()
-    built = [find_built(spec, settings) or ensure(spec, settings, run_once, terminal_progress()) for spec in specs]
+    built = prepare(settings, terminal_progress())
     os.environ["VISION_CORES"] = str(share(settings.cores or usable_cores(), arguments.workers))
     settings = Settings.from_env()
     if arguments.workers > 1:  # which would measure all at once, and each other

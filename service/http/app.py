@@ -24,7 +24,7 @@ from starlette.types import Scope
 from service import __version__
 from service.engine import Engine
 from service.errors import GalleryUnavailable, InputError, OptionInvalid, SettingInvalid, SetupError, VisionError
-from service.http import deepstack, faces, gate, health, keys, kserve, logs, openapi, openapi_faces, routes, tracing
+from service.http import compreface, deepstack, faces, gate, health, keys, kserve, logs, openapi, openapi_faces, routes, tracing
 from service.http.access import Access
 from service.http.direct import Fork, short_way
 from service.http.guards import UploadBudget, Workers
@@ -38,7 +38,7 @@ from service.settings import Settings
 
 logger = logging.getLogger("service.http")
 FLUSH_SECONDS = 2.0  # that traces get to be sent in the end
-PROTOCOLS: dict[str, Protocol] = {"kserve": kserve.PROTOCOL, "deepstack": deepstack.PROTOCOL}
+PROTOCOLS: dict[str, Protocol] = {"kserve": kserve.PROTOCOL, "deepstack": deepstack.PROTOCOL, "compreface": compreface.PROTOCOL}
 """What other programs speak already, by the name in VISION_PROTOCOLS."""
 
 _TASK_WAYS = frozenset(("POST", task.path) for task in TASKS)

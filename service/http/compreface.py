@@ -36,14 +36,13 @@ from service.gallery.gallery import Gallery
 from service.gallery.names import DEFAULT, check_name
 from service.http.cards import Name
 from service.http.faces import ENROLLING, SUBJECTS
-from service.http.guards import Meter, Workers
-from service.http.negotiation import JSON
-from service.http.openapi import REQUEST_ID, Operation, path_parameter, query
+from service.http.guards import Meter
+from service.http.openapi_compreface import operation
 from service.http.parts import Parts, Protocol, Row
 from service.http.problems import Problem
 from service.http.record import record_of
 from service.http.routes import Endpoint, require_ready
-from service.http.uploads import FORM, Fields, Upload, read_upload
+from service.http.uploads import Fields, Upload, read_upload
 from service.photo import Photo
 from service.recognition import Sight
 from service.tasks.face_embedding import Face
@@ -55,8 +54,6 @@ ROOT = "/api/v1/recognition"
 VERIFY, DETECT, RECOGNIZE = "/api/v1/verification/verify", "/api/v1/detection/detect", f"{ROOT}/recognize"
 FACES, FACE, FACE_VERIFY = f"{ROOT}/faces", f"{ROOT}/faces/{{image_id}}", f"{ROOT}/faces/{{image_id}}/verify"
 SEVERAL, NAMES, NAME = f"{ROOT}/faces/delete", f"{ROOT}/subjects", f"{ROOT}/subjects/{{subject:path}}"
-USED = frozenset({VERIFY, DETECT, RECOGNIZE, FACE_VERIFY})
-"""Paths for which a key needs the scope `use`; the others need `manage`."""
 PREFIXES = ("/api/v1/recognition", "/api/v1/detection", "/api/v1/verification", "/api/v1/static")
 
 MOST_SUBJECTS = 100  # that one face is answered with
@@ -65,6 +62,7 @@ LARGEST_PAGE = 2000
 WALKED = 1000  # subjects asked from the gallery at once
 SLOPE = 5.292
 """How fast similarity falls with distance, as in CompreFace's FaceNet plugin."""
+NO_PICTURE, PICTURE, TWO_PICTURES = Fields(), Fields(("file",)), Fields(("source_image", "target_image"))
 PHOTO = re.compile(r"/api/v1/(recognition/faces/[^/]+/img|static/.*)")
 CODES = {
     "key_unknown": (401, 10),
@@ -177,8 +175,8 @@ Job = Callable[[Call], Reply]
 def similarity(cosine: float, threshold: float) -> float:
     """CompreFace's similarity, 0..1, of two faces: 0.5 at our threshold, and larger for a larger cosine.
 
-    (1 + tanh(SLOPE * (edge - distance))) / 2 of the distances that belong to both cosines. Reference: EuclideanDistanceClassifier of
-    exadel-inc/CompreFace.
+    (1 + tanh(SLOPE * (edge - distance))) / 2 of the distances that belong to the threshold and to the cosine. Reference:
+    EuclideanDistanceClassifier of exadel-inc/CompreFace.
     """
     edge, distance = (math.sqrt(max(0.0, 2 - 2 * value)) for value in (threshold, cosine))
     return round((1 + math.tanh(SLOPE * (edge - distance))) / 2, 5)
@@ -233,7 +231,9 @@ def _detect(call: Call) -> Reply:
         cards = [_card(one.face, one.embedding, options, _spent(sight)) for one in seen]
         versions = _versions(options, detector=sight.detector, calculator=sight.model)
         return Reply({"result": cards, **versions}, ran=("detect-faces", sight.detector, sight.timing_ms))
-    found = call.engine.detect_faces(call.photo("file"), DetectFacesOptions(confidence=options.det_prob_threshold))
+    found = call.engine.detect_faces(
+        call.photo("file"), DetectFacesOptions.model_validate({"confidence": options.det_prob_threshold})
+    )
     faces = _largest("file", found.faces, lambda face: face, options)
     cards = [_card(face, None, options, {"detector": round(found.timing_ms.inference, 1)}) for face in faces]
     return Reply({"result": cards, **_versions(options, detector=found.model)}, ran=("detect-faces", found.model, found.timing_ms))
@@ -303,7 +303,7 @@ def _recognize(call: Call) -> Reply:
 def _add(call: Call) -> Reply:
     timing = Timing()
     timing.waited(timing.started - call.arrived, call.engine.settings.request_timeout)
-    options = EnrollOptions(confidence=call.options.det_prob_threshold)
+    options = EnrollOptions.model_validate({"confidence": call.options.det_prob_threshold})
     answer = call.engine.enroll(call.options.subject, call.upload.images, options, timing=timing)
     (face,) = answer.faces
     told = {"image_id": _image_id(face.face_id), "subject": answer.subject}
@@ -381,11 +381,12 @@ def _forget(gallery: Gallery, face_id: str) -> dict[str, str] | None:
     return {"image_id": _image_id(face_id), "subject": known[0]}
 
 
-def _forget_some(image_ids: Sequence[str], engine: Engine) -> Reply:
+def _forget_some(call: Call) -> Reply:
+    """The options are a list of ids; those that nothing has are passed over, as CompreFace does."""
     found = []
-    for image_id in image_ids:
+    for image_id in call.options:
         try:
-            found.append(_forget(engine.gallery, _face_id(image_id)))
+            found.append(_forget(call.gallery, _face_id(image_id)))
         except FaceUnknown:
             continue
     return Reply([one for one in found if one is not None])
@@ -465,38 +466,39 @@ def _known_only(request: Request, kind: type[Strict]) -> Request:
     return Request({**request.scope, "query_string": kept.encode()}, request.receive)
 
 
-def endpoint(parts: Parts, workers: Workers, kind: str, fields: Fields, options: type[Strict], job: Job) -> Endpoint:
-    """Guards, then the body, then `job` on a thread of `workers`, in the queue `kind`."""
+def endpoint(parts: Parts, way: "Way") -> Endpoint:
+    """Guards, then the body, then the job on a thread: of the clerks where it asks the gallery."""
     engine = parts.engine
+    workers = parts.workers if way.kind in ("/detect-faces", "/verify-face") else parts.clerks
 
     async def answer(request: Request) -> Response:
         require_ready(engine)
-        workers.check(kind)
+        workers.check(way.kind)
         with Meter(engine.settings.max_body_bytes, parts.budget) as meter:
             async with workers.deadline():
-                upload = await read_upload(_known_only(request, options), fields, options, meter)
-                call = Call(engine, request.path_params, upload, time.perf_counter())
-                reply = await workers.run(kind, partial(job, call), request.receive)
-        return _respond(request, reply)
+                upload = await read_upload(_known_only(request, way.options), way.fields, way.options, meter)
+                job = partial(way.job, Call(engine, request.path_params, upload, time.perf_counter()))
+                return _respond(request, await workers.run(way.kind, job, request.receive))
 
     return answer
 
 
 def several_endpoint(parts: Parts) -> Endpoint:
     """As the others, but the body is a list."""
+    engine, clerks = parts.engine, parts.clerks
 
     async def answer(request: Request) -> Response:
-        require_ready(parts.engine)
-        parts.clerks.check(SUBJECTS)
-        with Meter(min(MOST_IDS, parts.engine.settings.max_body_bytes), parts.budget) as meter:
-            async with parts.clerks.deadline():
+        require_ready(engine)
+        clerks.check(SUBJECTS)
+        with Meter(min(MOST_IDS, engine.settings.max_body_bytes), parts.budget) as meter:
+            async with clerks.deadline():
                 body = b"".join([meter.count(chunk) async for chunk in request.stream()])
                 try:
                     image_ids = TypeAdapter(list[str]).validate_json(body)
                 except ValidationError:
                     raise MalformedBody('the body is no list of image ids like ["...", "..."]') from None
-                job = partial(_forget_some, image_ids, parts.engine)
-                return _respond(request, await parts.clerks.run(SUBJECTS, job, request.receive))
+                job = partial(_forget_some, Call(engine, {}, Upload({}, image_ids), time.perf_counter()))
+                return _respond(request, await clerks.run(SUBJECTS, job, request.receive))
 
     return answer
 
@@ -517,88 +519,42 @@ def word(problem: Problem) -> tuple[int, Mapping[str, Any]]:
     return status, {"message": problem.detail, "code": code}
 
 
-_IMAGE_ID = "6b135f5b-a365-4522-b1f1-4c9ac2dd0728"
-_BOX = {"box": {"probability": 0.93251, "x_min": 548, "y_min": 295, "x_max": 652, "y_max": 426}}
-_KNOWN = {"image_id": _IMAGE_ID, "subject": "Ada Lovelace"}
-_PAGE = {"faces": [_KNOWN], "page_number": 0, "page_size": 20, "total_pages": 1, "total_elements": 1}
-_RENAMED = {"subject": "Ada King"}
-_PARAMETERS = {
-    "image_id": path_parameter("image_id", "the id of a face", {"format": "uuid", "examples": [_IMAGE_ID]}),
-    "subject": path_parameter("subject", "the name of a person", {"examples": ["Ada Lovelace"]}),
-}
+@dataclass(frozen=True)
+class Way:
+    """One route: `kind` is the queue that it waits in, `job` what it does, `name` its entry on the API page."""
+
+    method: str
+    path: str
+    name: str
+    kind: str
+    options: type[Strict]
+    job: Job
+    fields: Fields = NO_PICTURE
 
 
-def _operation(name: str, summary: str, path: str, options: type[Strict], example: Any, body: Operation | None) -> Operation:
-    content = {JSON: {"schema": {"type": _type(example)}, "examples": {"answer": {"value": example}}}}
-    answer = {"description": "The answer", "content": content, "headers": {"X-Request-ID": REQUEST_ID}}
-    given = [parameter for key, parameter in _PARAMETERS.items() if f"{{{key}" in path]
-    return {
-        "operationId": f"compreface_{name}",
-        "summary": summary,
-        "description": 'As CompreFace answers it; errors are `{"message": ..., "code": ...}`. See docs/protocols-compreface.md.',
-        "tags": ["CompreFace"],
-        "parameters": [*given, *(() if body and JSON in body and len(body) == 1 else query(options))],
-        "responses": {"200": answer, **({"201": answer} if options is AddOptions else {})},
-        **({"requestBody": {"required": True, "content": body}} if body else {}),
-    }
-
-
-def _type(example: Any) -> str:
-    return "array" if isinstance(example, list) else "object"
-
-
-def _pictures(fields: Fields) -> Operation:
-    """The bodies that carry pictures."""
-    files = {name: {"type": "string", "format": "binary"} for name in fields.names}
-    texts = {name: {"type": "string", "description": "the picture as base64"} for name in fields.names}
-    return {
-        media: {
-            "schema": {"type": "object", "required": list(fields.required), "properties": properties},
-            "examples": {"body": {"value": dict.fromkeys(fields.names, example)}},
-        }
-        for media, properties, example in ((FORM, files, "(the file's bytes)"), (JSON, texts, "(base64)"))
-    }
-
-
-def _json(example: Any) -> Operation:
-    return {JSON: {"schema": {"type": _type(example)}, "examples": {"body": {"value": example}}}}
+WAYS = (
+    Way("POST", VERIFY, "verify", "/verify-face", LookOptions, _verify, TWO_PICTURES),
+    Way("POST", DETECT, "detect", "/detect-faces", LookOptions, _detect, PICTURE),
+    Way("POST", RECOGNIZE, "recognize", "/identify", RecognizeOptions, _recognize, PICTURE),
+    Way("POST", FACES, "add", ENROLLING, AddOptions, _add, PICTURE),
+    Way("GET", FACES, "list", SUBJECTS, ListOptions, _list),
+    Way("DELETE", FACES, "forget_faces", SUBJECTS, WhoseOptions, _forget_faces),
+    Way("DELETE", FACE, "forget_face", SUBJECTS, NoOptions, _forget_face),
+    Way("POST", FACE_VERIFY, "verify_known", "/identify", LookOptions, _verify_known, PICTURE),
+    Way("GET", NAMES, "names", SUBJECTS, NoOptions, _names),
+    Way("GET", f"{NAMES}/", "names_too", SUBJECTS, NoOptions, _names),  # as CompreFace's own documentation writes it
+    Way("POST", NAMES, "new_name", SUBJECTS, NameOptions, _new_name),
+    Way("DELETE", NAMES, "forget_names", SUBJECTS, NoOptions, _forget_names),
+    Way("PUT", NAME, "rename", SUBJECTS, NameOptions, _rename),
+    Way("DELETE", NAME, "forget_name", SUBJECTS, NoOptions, _forget_name),
+)
 
 
 def rows(parts: Parts) -> list[Row]:
     """Every route with its entry on the API page."""
-    one, two, none = Fields(("file",)), Fields(("source_image", "target_image")), Fields()
-
-    def row(
-        method: str, path: str, name: str, summary: str, kind: str, fields: Fields, options: type[Strict], job: Job, example: Any
-    ) -> Row:
-        body = _pictures(fields) if fields.names else _json(_RENAMED) if options is NameOptions else None
-        workers = parts.workers if kind in ("/detect-faces", "/verify-face") else parts.clerks
-        told = _operation(name, summary, path, options, example, body)
-        return method, path, endpoint(parts, workers, kind, fields, options, job), told
-
-    match = {**_BOX, "similarity": 0.97858}
-    verified = {"result": [{"source_image_face": _BOX, "face_matches": [match]}]}
-    recognized = {"result": [{**_BOX, "subjects": [{"subject": "Ada Lovelace", "similarity": 0.97858}]}]}
-    who, gone = {"subject": "Ada Lovelace"}, {"deleted": 1}
-    several = _operation("forget_some", "Forget several faces", SEVERAL, NoOptions, [_KNOWN], _json([_IMAGE_ID]))
     return [
-        row("POST", VERIFY, "verify", "Is it the same person", "/verify-face", two, LookOptions, _verify, verified),
-        row("POST", DETECT, "detect", "Where the faces are", "/detect-faces", one, LookOptions, _detect, {"result": [_BOX]}),
-        row("POST", RECOGNIZE, "recognize", "Who is on a photo", "/identify", one, RecognizeOptions, _recognize, recognized),
-        row("POST", FACES, "add", "Know a person again", ENROLLING, one, AddOptions, _add, _KNOWN),
-        row("GET", FACES, "faces", "The faces that are known", SUBJECTS, none, ListOptions, _list, _PAGE),
-        row("DELETE", FACES, "forget_faces", "Forget a subject's faces, or all", SUBJECTS, none, WhoseOptions, _forget_faces, gone),
-        ("POST", SEVERAL, several_endpoint(parts), several),
-        row("DELETE", FACE, "forget_face", "Forget one face", SUBJECTS, none, NoOptions, _forget_face, _KNOWN),
-        row(
-            *("POST", FACE_VERIFY, "verify_known", "Is it this known face", "/identify"),
-            *(one, LookOptions, _verify_known, {"result": [{**match, **who}]}),
-        ),
-        row("GET", NAMES, "subjects", "Who is known", SUBJECTS, none, NoOptions, _names, {"subjects": ["Ada Lovelace"]}),
-        row("POST", NAMES, "new_subject", "Is a name free", SUBJECTS, none, NameOptions, _new_name, who),
-        row("DELETE", NAMES, "forget_all", "Forget everybody", SUBJECTS, none, NoOptions, _forget_names, gone),
-        row("PUT", NAME, "rename", "Give a subject another name", SUBJECTS, none, NameOptions, _rename, {"updated": True}),
-        row("DELETE", NAME, "forget", "Forget a subject", SUBJECTS, none, NoOptions, _forget_name, who),
+        ("POST", SEVERAL, several_endpoint(parts), operation("forget_some", SEVERAL, NoOptions, NO_PICTURE)),
+        *((way.method, way.path, endpoint(parts, way), operation(way.name, way.path, way.options, way.fields)) for way in WAYS),
     ]
 
 

@@ -319,8 +319,8 @@ def _sorted(parts: Iterable[Part], request: Request) -> Sent:
 
 def _check_images(call: Call, sent: Sent) -> None:
     if len(sent.files) < call.images:
-        wanted = "an image file" if call.images == 1 else f"{call.images} image files"
-        raise ImageMissing(f"{wanted} is needed as multipart/form-data, and {len(sent.files) or 'none'} was sent")
+        wanted = "send an image file" if call.images == 1 else f"send {call.images} image files"
+        raise ImageMissing(f"{wanted} as multipart/form-data; files that came: {len(sent.files)}")
 
 
 def _envelope(call: Call, told: Told, record: Record) -> dict[str, Any]:

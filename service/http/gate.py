@@ -28,17 +28,22 @@ Admit = Callable[[Scope], None]
 OPEN = frozenset(
     {
         *("/", "/health/live", "/health/ready", "/problems/{code}"),
+        *("/v2", "/v2/health/live", "/v2/health/ready"),
         *("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json", "/static-offline-docs"),
         *(f"/v1{path}/{name}" for path in ("/status", "/server/status") for name in ("ping", "version", "updateavailable")),
     }
 )
 ANY_KEY = frozenset({"/metrics"})
+_TENSORS = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
 USED = frozenset(
     {
+        *(model + end for model in _TENSORS for end in ("", "/ready", "/config", "/infer")),
         *(task.path for task in TASKS),
         *("/identify", "/styles", "/styles/{name}/thumbnail.jpg"),
         *("/v1/vision/detection", "/v1/vision/custom/list", "/v1/vision/custom/{model}", "/v1/vision/scene"),
         *("/v1/vision/face", "/v1/vision/face/match", "/v1/vision/face/recognize"),
+        *("/api/v1/verification/verify", "/api/v1/detection/detect", "/api/v1/recognition/recognize"),
+        "/api/v1/recognition/faces/{image_id}/verify",
     }
 )
 KEY_IN_BODY = "/v1/vision/"

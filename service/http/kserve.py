@@ -2,9 +2,9 @@
 
     body -> (gzip, deflate) -> service.http.tensors -> LoadedModel.run, in the batches of everybody else -> tensors -> body
 
-https://github.com/kserve/open-inference-protocol. Of Triton's extensions: binary_tensor_data, classification, model_configuration and
-model_repository. A model has one version, that of its model.toml, which may be called "1" as well; docs/protocols-kserve.md says
-more.
+https://github.com/kserve/open-inference-protocol. Of Triton's extensions: binary_tensor_data, classification, model_configuration
+and model_repository. A model has one version, that of its model.toml, which may be called "1" as well. More is in
+docs/protocols-kserve.md.
 """
 
 import asyncio
@@ -22,7 +22,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from service import __version__
-from service.errors import BodyTooLarge, InferenceFailed, InputError, MalformedBody, NotReady, SetupError, UnsupportedMedia
+from service.errors import (
+    BodyTooLarge,
+    InferenceFailed,
+    InputError,
+    MalformedBody,
+    ModelUnknown,
+    NotReady,
+    SetupError,
+    UnsupportedMedia,
+)
+from service.fleet import Fleet
 from service.http import openapi_kserve
 from service.http.forms import Data
 from service.http.guards import Meter
@@ -43,6 +53,7 @@ from service.tasks.task import ModelInfo, Timing, TimingMs
 
 KIND = "/infer"  # the name of the queue, and in the metrics
 HEADER_LENGTH = "inference-header-content-length"
+MAX_ASKED = 2**20  # bytes of what the repository is asked
 WINDOW = {"gzip": 31, "deflate": 15}  # zlib's name for the format
 USUAL_SIDE, MOST_USUAL = 1280, 4  # of pictures of any size: the side of a square, and how many times the model's own size
 STATES = {"ready": "READY", "loading": "LOADING", "unloaded": "UNAVAILABLE", "failed": "UNAVAILABLE"}
@@ -195,8 +206,12 @@ class Desk:
     """The models of an engine as this protocol sees them."""
 
     def __init__(self, parts: Parts) -> None:
-        self._parts, self._fleet, self._settings = parts, parts.engine.fleet, parts.engine.settings
+        self._parts, self._settings = parts, parts.engine.settings
         self._turn = asyncio.Lock()  # loading takes long: one at a time leaves threads for others
+
+    @property
+    def _fleet(self) -> Fleet:
+        return self._parts.engine.fleet
 
     def endpoint(self, show: Callable[[LoadedModel], dict[str, Any]]) -> Endpoint:
         """What `show` says of the model that the path names."""
@@ -240,8 +255,11 @@ class Desk:
             raise InputError(f"{other[0][:80]!r} is not taken: a model is loaded as its own folder describes it")
         try:
             await self._change(self._fleet.load, name)
-        except SetupError as error:
-            raise InputError(f"failed to load {name!r}: {error}") from error
+        except (SetupError, ModelUnknown) as error:
+            reason = self._fleet.reason(name) if isinstance(error, ModelUnknown) else str(error)
+            if reason is None:
+                raise
+            raise InputError(f"failed to load {name!r}: {reason}") from error
         return JSONResponse({})
 
     async def unload(self, request: Request) -> Response:
@@ -267,7 +285,7 @@ class Desk:
         return row | ({"version": self._fleet.get(name).spec.version} if state == "ready" else {})
 
     async def _read(self, request: Request, kind: type["_Asked"]) -> Any:
-        with Meter(self._settings.max_body_bytes, self._parts.budget) as meter:
+        with Meter(min(MAX_ASKED, self._settings.max_body_bytes), self._parts.budget) as meter:
             async with self._parts.workers.deadline():
                 body = await read_body(request, meter)
         try:

@@ -5,6 +5,7 @@ from typing import Any
 from service import __version__
 from service.http.negotiation import JSON
 from service.http.openapi import REQUEST_ID, Operation, path_parameter
+from service.http.tensors import MAX_BATCH
 
 MODEL, VERSION = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
 PLATFORM = "onnxruntime_onnx"

@@ -21,9 +21,11 @@ Row = tuple[str, str, Endpoint, Operation]
 
 @dataclass(frozen=True)
 class Parts:
-    """`workers` carry tasks, `nice_workers` those that take seconds, `clerks` what waits for the gallery's database; `admit` is asked
-    where a key comes in the body, with the scopes of which one is needed and the key, or None where none was sent. It raises
-    KeyMissing, KeyUnknown or ScopeMissing."""
+    """`workers` carry tasks, `nice_workers` those that take seconds, `clerks` what waits for the gallery's database.
+
+    `admit` is asked where a key comes in the body, with the scopes of which one is needed and the key, or None where none was sent.
+    It raises KeyMissing, KeyUnknown or ScopeMissing.
+    """
 
     engine: Engine
     workers: Workers

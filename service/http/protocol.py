@@ -12,7 +12,7 @@ What a client may not do, and what then happens (`Limits` has the seconds):
 
 No request arms a timer: a connection notes when it last heard of its client, and the server looks at all of them now and then. What
 the application has to tell instead of its answer it finds in scope["state"]["refusal"], at the beginning or when it has received a
-piece of the body (see service.http.access).
+piece of the body (see service.http.access). A route that takes larger bodies than others says so in scope["state"]["body_limit"].
 """
 
 import asyncio
@@ -134,7 +134,7 @@ class Connection(HttpToolsProtocol):
         super().data_received(data)
         if self._phase is phase and self.scope is scope and not self._deaf:
             self._size += len(data)
-            if self._size > (self.server_state.limits.body if phase == "body" else MAX_HEAD):
+            if self._size > (self._most if phase == "body" else MAX_HEAD):
                 self._break(BodyTooLarge("the body does not end") if phase == "body" else _too_large())
 
     # From the parser.
@@ -214,6 +214,10 @@ class Connection(HttpToolsProtocol):
     @property
     def _answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
+
+    @property
+    def _most(self) -> int:
+        return int(self.scope["state"].get("body_limit", self.server_state.limits.body))
 
     @property
     def _told_to_wait(self) -> bool:

@@ -38,7 +38,7 @@ KINDS: dict[str, tuple[str, str]] = {
 }
 """ONNX's name of a type -> the protocol's, and numpy's. Texts (BYTES) and BF16 are inputs of no model here."""
 
-MAX_HEADER = 16 * 2**20  # bytes of JSON: parsed, each can become some thirty
+MAX_HEADER = 8 * 2**20  # bytes of JSON: parsed, each can become some thirty
 MAX_NUMBERS = 2**21  # that are answered as JSON: beyond, bytes are the way
 MAX_BATCH = 64
 
@@ -260,7 +260,10 @@ def write_answer(
 
 
 def classify(tensor: Array, count: int, labels: Sequence[str]) -> Array:
-    """The `count` largest values of each item of a batch, the largest first, as texts [n, count]: value:index or value:index:label."""
+    """The `count` largest values of each item of a batch, the largest first, as texts [n, count].
+
+    A text is "value:index", or "value:index:label" where there is one label for each value.
+    """
     rows = tensor.reshape(len(tensor), -1)
     named = len(labels) == rows.shape[1]
     best = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :count]

@@ -92,9 +92,9 @@ class InputContract(_Part):
     """What pixels the graph wants: uint8 NHWC RGB with a free batch.
 
     Followed by the code are size ((height, width) in pixels, or None where any goes), multiple_of (of the sides), max_side, resize
-    (the rule that brings a photo there), interpolation, crop, fill and padding. layout, dtype, color, mean and std only tell readers and
-    clients what the graph carries inside, (pixels - mean) / std before its first layer: the recipe holds that arithmetic, parity guards it,
-    and another value here changes no answer.
+    (the rule that brings a photo there), interpolation, crop, fill and padding. layout, dtype, color, mean and std only tell
+    readers and clients what the graph carries inside, (pixels - mean) / std before its first layer: the recipe holds that
+    arithmetic, parity guards it, and another value here changes no answer.
     """
 
     size: tuple[int, int] | None = None

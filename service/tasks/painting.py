@@ -4,6 +4,8 @@ Instance norm ties every pixel to the whole picture through each channel's mean 
 Here the statistics are measured once, on reduced copies, and all tiles are painted with them at full resolution. Each tile
 sees HALO more pixels on every side that is not the picture's own edge, as far as one painted pixel can look, so tiles meet
 exactly. Memory is bounded by the tile: about 0.6 GB above what the process holds anyway, for 1 megapixel as for 12.
+
+Other people's networks (paint_whole) have no such graphs: they paint a photo in one go, at a reduced size where it is large.
 """
 
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.imaging.transforms import resize
-from service.tasks.task import Model, Pixels, Timing
+from service.tasks.task import Model, Pixels, Tensors, Timing
 
 Vector = NDArray[np.float32]
 Span = tuple[int, int]
@@ -47,6 +49,31 @@ def paint(pixels: Pixels, style: Vector, model: Model, timing: Timing) -> Pixels
     else:
         painted = paint_tiles(padded, style, measure(pixels, style, model, timing), model, timing)
     return np.asarray(painted[:height, :width], np.uint8)
+
+
+def paint_whole(pixels: Pixels, feeds: Tensors, model: Model, timing: Timing) -> Pixels:
+    """The picture [h, w, 3] painted in one run by a network without tiles, of the same size. feeds: its further inputs.
+
+    Where the network's size is free, a picture of up to TILE * TILE pixels is painted as it is; of a larger one that many pixels
+    are painted, and scaled up bicubically: fine strokes get wider. Where it is fixed, the picture is scaled into it at its own
+    proportions, what it leaves free is its own reflection, and its part of the painting is scaled back.
+    Raises what `model.run` raises.
+    """
+    height, width = pixels.shape[:2]
+    wanted = model.spec.input
+    if wanted.size is None:
+        scale = min(1.0, (TILE * TILE / (height * width)) ** 0.5)
+    else:
+        scale = min(wanted.size[0] / height, wanted.size[1] / width)
+    with timing.measure("preprocess"):
+        small = resize(pixels, max(1, round(height * scale)), max(1, round(width * scale)), "area")
+        rows, columns = small.shape[:2]
+        sides = wanted.size or (rows + -rows % wanted.multiple_of, columns + -columns % wanted.multiple_of)
+        canvas = np.pad(small, ((0, sides[0] - rows), (0, sides[1] - columns), (0, 0)), mode="reflect")
+    painted = np.asarray(model.run({"pixels": canvas[None], **feeds}, timing)["painted"][0], np.uint8)
+    with timing.measure("postprocess"):
+        painted = resize(painted, *canvas.shape[:2])  # networks round sides to what their strides give
+        return resize(painted[:rows, :columns], height, width, "bicubic")
 
 
 def paint_tiles(pixels: Pixels, style: Vector, statistics: Vector, model: Model, timing: Timing, tile: int = TILE) -> Pixels:

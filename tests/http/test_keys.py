@@ -26,6 +26,7 @@ OPEN = (
     *("/", "/health/live", "/health/ready", "/problems/{code}", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"),
     "/static-offline-docs",
 )
+TENSORS = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
 NEEDS = {
     **dict.fromkeys(OPEN, "nothing"),
     **dict.fromkeys(["/classify", "/detect", "/detect-faces", "/verify-face", "/stylize", "/identify"], "use"),
@@ -33,6 +34,9 @@ NEEDS = {
     **dict.fromkeys(["/models", "/subjects", "/subjects/{subject}", "/subjects/{subject}/faces"], "manage"),
     "/subjects/{subject}/faces/{face_id}": "manage",
     "/metrics": "any",
+    **dict.fromkeys(["/v2", "/v2/health/live", "/v2/health/ready"], "nothing"),
+    **{model + end: "use" for model in TENSORS for end in ("", "/ready", "/config", "/infer")},
+    **dict.fromkeys(["/v2/repository/index", *(f"/v2/repository/models/{{model}}/{do}" for do in ("load", "unload"))], "manage"),
 }
 FILLED = {
     "/static-offline-docs": "/static-offline-docs/swagger-ui.css",
@@ -40,6 +44,8 @@ FILLED = {
     "{name}": "ink-wash",
     "{subject}": "Ada",
     "{face_id}": "1",
+    "{model}": "efficientnet-lite0",
+    "{version}": "1",
 }
 
 

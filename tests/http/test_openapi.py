@@ -20,6 +20,7 @@ from service.http.tasks import TASKS, Task
 from service.tasks.options import properties
 from service.tasks.people import EnrollAnswer
 
+TENSORS = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
 ANSWERS = {
     **{task.path: task.answer for task in TASKS if task.answer},
     "/models": Models,
@@ -74,6 +75,13 @@ def test_every_path_of_the_contract_is_there(document: dict[str, Any]) -> None:
         "GET /metrics",
         "GET /problems/{code}",
         "GET /",
+        "GET /v2",
+        "GET /v2/health/live",
+        "GET /v2/health/ready",
+        *(f"GET {model}{end}" for model in TENSORS for end in ("", "/ready", "/config")),
+        *(f"POST {model}/infer" for model in TENSORS),
+        "POST /v2/repository/index",
+        *(f"POST /v2/repository/models/{{model}}/{do}" for do in ("load", "unload")),
     }
     assert document["openapi"].startswith("3.1")
 

@@ -16,12 +16,12 @@ from service.loaded import LoadedModel
 from service.repository.spec import ModelSpec, load_spec
 from service.repository.store import own_manifests
 from service.tasks.stylize import (
-    ARBITRARY,
-    BUILT_IN,
+    BY_NAME,
+    BY_PICTURE,
     SAMPLE,
     StyleInfo,
     StylizeOptions,
-    family_for,
+    families_for,
     list_styles,
     pick_painter,
     style_vector,
@@ -112,9 +112,9 @@ def test_an_unknown_style_is_answered_with_all_names_the_likeliest_first() -> No
     assert sorted(caught.value.known) == sorted(style.name for style in FOUR)
 
 
-@pytest.mark.parametrize(("style", "has_image", "family"), [("ink-wash", False, BUILT_IN), (None, True, ARBITRARY)])
-def test_the_style_says_which_family_is_needed(style: str | None, has_image: bool, family: str) -> None:
-    assert family_for(StylizeOptions(style=style), has_image) == family
+@pytest.mark.parametrize(("style", "has_image", "family"), [("ink-wash", False, BY_NAME), (None, True, BY_PICTURE)])
+def test_the_style_says_which_families_can_paint(style: str | None, has_image: bool, family: tuple[str, ...]) -> None:
+    assert families_for(StylizeOptions(style=style), has_image) == family
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,65 @@
+"""Frees the batch that an exporter fixed to one picture."""
+
+import numpy as np
+from onnx import ModelProto, NodeProto, numpy_helper, shape_inference
+
+from service.errors import ExportFailed
+from service.export import rewrite
+from service.export.adopt.tail import GIVEN, subgraphs
+from service.export.rewrite import Array, attribute, constants
+
+
+def free_batch(model: ModelProto, picture: str) -> ModelProto:
+    """Let the leading axis of the input `picture` take any length, where the file fixed it to 1; a free one is left as it is.
+
+    Opens Reshapes and Resizes that pin it by a constant. Raises ExportFailed where that cannot be done, or the batch is another.
+    """
+    dims = next(value for value in model.graph.input if value.name == picture).type.tensor_type.shape.dim
+    if not dims or dims[0].dim_value == 0:
+        return model
+    if len(dims) != 4 or dims[0].dim_value != 1:
+        raise ExportFailed(f"the file takes {'one picture' if len(dims) != 4 else f'{dims[0].dim_value} pictures'} at a time")
+    if any(subgraphs(node) for node in model.graph.node):
+        raise ExportFailed("the batch cannot be freed: the graph has branches or loops (If, Loop, Scan)")
+    model = rewrite.copy_of(model)
+    _open_resizes(model)
+    known = constants(model)
+    for node in model.graph.node:
+        _forget_allowzero(node, known)
+    return rewrite.free_batch(model)
+
+
+def _open_resizes(model: ModelProto) -> None:
+    """A Resize to constant sizes 1, c, h, w becomes one by constant factors: those leave the batch alone."""
+    known = constants(model)
+    wanted = [node for node in model.graph.node if node.op_type == "Resize" and len(node.input) == 4 and node.input[3] in known]
+    if not wanted:
+        return
+    inferred = shape_inference.infer_shapes(model).graph
+    values = (*inferred.input, *inferred.value_info)
+    shapes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values}
+    for node in wanted:
+        sizes, incoming = known[node.input[3]], shapes.get(node.input[0], [])
+        if attribute(node, "axes") is not None:
+            continue
+        if len(incoming) != len(sizes) or not all(incoming):
+            raise ExportFailed(f"the batch of Resize {node.output[0].removeprefix(GIVEN)!r} cannot be freed")
+        name = f"{node.output[0]}/any_batch"
+        model.graph.initializer.append(numpy_helper.from_array(_factors(sizes, incoming), name))
+        node.input[2] = name
+        del node.input[3]
+
+
+def _factors(sizes: Array, incoming: list[int]) -> Array:
+    """float32 factors that bring `incoming` to exactly `sizes`: lengths are rounded down."""
+    factors = (sizes / np.array(incoming)).astype(np.float32)
+    short = np.floor(np.array(incoming, np.float32) * factors) < sizes
+    return np.where(short, np.nextafter(factors, np.float32(np.inf)), factors)
+
+
+def _forget_allowzero(node: NodeProto, known: dict[str, Array]) -> None:
+    """A 0 in a Reshape is going to mean: as it comes in."""
+    if node.op_type == "Reshape" and node.input[1] in known and 0 not in known[node.input[1]]:
+        kept = [item for item in node.attribute if item.name != "allowzero"]
+        del node.attribute[:]
+        node.attribute.extend(kept)

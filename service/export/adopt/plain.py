@@ -1,0 +1,98 @@
+"""Outputs that need little: classes, embeddings and pictures."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from onnx import TensorProto
+
+from service.errors import ExportFailed
+from service.export.adopt.queries import expected
+from service.export.adopt.tail import Output, Tail
+from service.export.contract import Contract
+
+LEAST = 1e-12
+"""Added to probabilities before their logarithm is taken."""
+
+
+def logits(tail: Tail, outputs: Sequence[Output], contract: Contract) -> None:
+    """One row a picture, of any number of axes, as logits [n, classes], without the classes before the first."""
+    (given,) = expected(outputs, "logits")
+    _expose_classes(tail, _flat(tail, given), given, contract)
+
+
+def probabilities(tail: Tail, outputs: Sequence[Output], contract: Contract) -> None:
+    """Probabilities as their logarithms, so that a softmax gives them back."""
+    (given,) = expected(outputs, "probabilities")
+    above = tail.add(tail.node("Relu", _flat(tail, given)), LEAST)
+    _expose_classes(tail, tail.node("Log", above), given, contract)
+
+
+def embedding(tail: Tail, outputs: Sequence[Output], contract: Contract) -> None:
+    """One row a picture as embedding [n, d], of the file's own length."""
+    (given,) = expected(outputs, "embedding")
+    tail.expose(_flat(tail, given), "embedding", ["n", _length(given) or "d"])
+
+
+def picture(tail: Tail, outputs: Sequence[Output], contract: Contract) -> None:
+    """A picture in the file's own range, channels and layout as painted uint8 [n, h, w, 3]."""
+    (given,) = expected(outputs, "picture")
+    if given.rank not in {3, 4}:
+        raise ExportFailed(f"the output {given.label} should be a picture, [n, 3, h, w] or [n, h, w, 3]")
+    x = tail.as_float(given) if given.rank == 4 else tail.unsqueeze(tail.as_float(given), 0)
+    if not _is_channels_last(given, contract):
+        x = tail.transpose(x, 0, 2, 3, 1)
+    x = _in_bytes(tail, x, contract)
+    if contract.color == "BGR":
+        x = tail.gather(x, [2, 1, 0], 3)
+    elif contract.color == "GRAY":
+        x = tail.concat(x, x, x, axis=3)
+    whole = tail.node("Floor", tail.add(_clipped(tail, x), 0.5))
+    tail.expose(tail.cast(whole, TensorProto.UINT8), "painted", ["n", "h", "w", 3], TensorProto.UINT8)
+
+
+def _in_bytes(tail: Tail, x: str, contract: Contract) -> str:
+    """A picture [n, h, w, c] with its channels in the file's order, from the range of contract.picture_range to 0..255."""
+    if contract.picture_range == "byte":
+        return x
+    if contract.picture_range == "unit":
+        return tail.mul(x, 255.0)
+    if contract.picture_range == "signed":
+        return tail.mul(tail.add(x, 1.0), 127.5)
+    scaled = tail.add(tail.mul(x, contract.std), contract.mean)  # what the entrance did, undone
+    return tail.mul(scaled, 1 / contract.scale)
+
+
+def _clipped(tail: Tail, x: str) -> str:
+    if tail.opset < 11:
+        return tail.node("Clip", x, min=0.0, max=255.0)
+    return tail.node("Clip", x, tail.constant(0.0), tail.constant(255.0))
+
+
+def _is_channels_last(given: Output, contract: Contract) -> bool:
+    """By the axis that has as many places as there are channels, where only one has; else as the input."""
+    channels = 1 if contract.color == "GRAY" else 3
+    axes = (given.shape or ())[-3:]
+    first, last = axes[0] == channels, axes[2] == channels
+    return last if first != last else contract.layout == "NHWC"
+
+
+def _flat(tail: Tail, given: Output) -> str:
+    """[n, d] of any output with a leading batch; of [d], a single row."""
+    x = tail.as_float(given)
+    return tail.unsqueeze(x, 0) if given.rank == 1 else tail.node("Flatten", x, axis=1)
+
+
+def _length(given: Output) -> int | None:
+    """Numbers in a row; None where that is not known."""
+    axes = given.shape if given.rank == 1 else (given.shape or ())[1:]
+    return int(np.prod([axis for axis in axes if axis])) if axes and None not in axes else None
+
+
+def _expose_classes(tail: Tail, x: str, given: Output, contract: Contract) -> None:
+    first, found = contract.first_class, _length(given)
+    if contract.classes and found is not None and found < first + contract.classes:
+        raise ExportFailed(f"the output {given.label} has no room for {contract.classes} classes from {first} on")
+    last = first + contract.classes if contract.classes else np.iinfo(np.int32).max
+    if first or (contract.classes and contract.classes != found):
+        x = tail.cut(x, first, int(last), 1)
+    tail.expose(x, "logits", ["n", contract.classes or "classes"])

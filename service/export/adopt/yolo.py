@@ -1,0 +1,114 @@
+"""Detectors that answer rows: YOLOv5 to 12, YOLOX and what has its NMS behind it.
+
+Every decoder appends nodes that give "boxes" float32 [n, k, 4] as x_min, y_min, x_max, y_max in input pixels and "scores" float32
+[n, k, classes], and raises ExportFailed where the outputs have another shape than it reads.
+"""
+
+from collections.abc import Sequence
+
+from onnx import TensorProto
+
+from service.errors import ExportFailed
+from service.export.adopt.cells import grid
+from service.export.adopt.tail import Output, Tail
+from service.export.contract import Contract
+from service.export.rewrite import BATCH
+
+STRIDES = (8, 16, 32)
+"""YOLOX's, where the contract names none."""
+
+
+def yolov5(tail: Tail, outputs: Sequence[Output], contract: Contract) -> None:
+    """[n, k, 5 + C]: cx, cy, w, h, objectness, classes. score = objectness * class."""
+    rows = _rows(tail, outputs, contract, 5)
+    expose_detections(tail, tail.corners(_scaled(tail, tail.cut(rows, 0, 4, 2), contract)), _scores(tail, rows, contract), contract)
+
+
+def yolov8(tail: Tail, outputs: Sequence[Output], contract: Contract) -> None:
+    """[n, 4 + C, k], or [n, k, 4 + C]: cx, cy, w, h, classes."""
+    rows = _rows(tail, outputs, contract, 4)
+    scores = tail.activated(_classes(tail, rows, 4, contract), contract.activation)
+    expose_detections(tail, tail.corners(_scaled(tail, tail.cut(rows, 0, 4, 2), contract)), scores, contract)
+
+
+def yolox(tail: Tail, outputs: Sequence[Output], contract: Contract) -> None:
+    """[n, k, 5 + C], strides one after the other: centre = (t + cell) * stride, size = exp(t) * stride.
+
+    Reference: Ge, Liu, Wang, Li and Sun 2021, YOLOX: Exceeding YOLO Series in 2021.
+    """
+    rows = _rows(tail, outputs, contract, 5)
+    cells, unit = _grid_of_all(tail, outputs[0], contract.strides or STRIDES)
+    centre = tail.mul(tail.add(tail.cut(rows, 0, 2, 2), cells), unit)
+    half = tail.mul(tail.mul(tail.node("Exp", tail.cut(rows, 2, 4, 2)), unit), 0.5)
+    boxes = tail.concat(tail.sub(centre, half), tail.add(centre, half), axis=2)
+    expose_detections(tail, boxes, _scores(tail, rows, contract), contract)
+
+
+def end_to_end(tail: Tail, outputs: Sequence[Output], contract: Contract) -> None:
+    """[n, k, 6]: corners, score, class; rows without an object have a score of 0."""
+    rows = tail.as_float(one_of(outputs, "one output [n, k, 6]"))
+    if outputs[0].rank != 3 or (outputs[0].shape or ())[2] not in (6, None):
+        raise ExportFailed(f"an end-to-end detector answers [n, k, 6], not {outputs[0].label}")
+    score, label = (tail.squeeze(tail.cut(rows, column, column + 1, 2), 2) for column in (4, 5))
+    scores = tail.one_hot(label, tail.activated(score, contract.activation, rank=2), contract.first_class + contract.classes)
+    expose_detections(tail, _scaled(tail, tail.cut(rows, 0, 4, 2), contract), _without_first(tail, scores, contract), contract)
+
+
+def expose_detections(tail: Tail, boxes: str, scores: str, contract: Contract) -> None:
+    """Boxes [n, k, 4] and scores [n, k, classes], both float32, as the task "detect" reads them."""
+    batch = BATCH if contract.free_batch else 1
+    tail.expose(boxes, "boxes", [batch, "k", 4])
+    tail.expose(scores, "scores", [batch, "k", contract.classes])
+
+
+def one_of(outputs: Sequence[Output], wanted: str) -> Output:
+    if len(outputs) != 1:
+        raise ExportFailed(f"this decoder reads {wanted}; name the right ones of: {', '.join(o.label for o in outputs)}")
+    return outputs[0]
+
+
+def _rows(tail: Tail, outputs: Sequence[Output], contract: Contract, before: int) -> str:
+    """The output as float32 [n, k, before + C], whichever of its last two axes are the columns."""
+    columns = before + contract.first_class + contract.classes
+    output = one_of(outputs, f"one output with {columns} columns")
+    if output.rank != 3 or output.shape is None or columns not in output.shape[1:]:
+        raise ExportFailed(f"there is no axis of {columns} ({before} and {columns - before} classes) in {output.label}")
+    rows = tail.as_float(output)
+    first = output.shape[2] != columns if before == 5 else output.shape[1] == columns
+    return tail.transpose(rows, 0, 2, 1) if first else rows
+
+
+def _classes(tail: Tail, rows: str, before: int, contract: Contract) -> str:
+    start = before + contract.first_class
+    return tail.cut(rows, start, start + contract.classes, 2)
+
+
+def _scores(tail: Tail, rows: str, contract: Contract) -> str:
+    """Objectness times class; both after their sigmoid where they still need it."""
+    objectness = tail.activated(tail.cut(rows, 4, 5, 2), "none" if contract.activation == "none" else "sigmoid")
+    return tail.mul(objectness, tail.activated(_classes(tail, rows, 5, contract), contract.activation))
+
+
+def _without_first(tail: Tail, scores: str, contract: Contract) -> str:
+    if not contract.first_class:
+        return scores
+    return tail.cut(scores, contract.first_class, contract.first_class + contract.classes, 2)
+
+
+def _scaled(tail: Tail, coordinates: str, contract: Contract) -> str:
+    return tail.mul(coordinates, tail.sides()) if contract.boxes == "unit" else coordinates
+
+
+def _grid_of_all(tail: Tail, output: Output, strides: Sequence[int]) -> tuple[str, str]:
+    """Column and row of each place [1, k, 2] and the stride that it has [1, k, 1], float32."""
+    parts, units = [], []
+    for stride in strides:
+        cells = grid(tail, stride)
+        parts.append(cells)
+        units.append(tail.add(tail.mul(tail.cut(cells, 0, 1, 2), 0.0), float(stride)))
+    if tail.size is not None:
+        places = sum((tail.size[0] // stride) * (tail.size[1] // stride) for stride in strides)
+        known = output.shape[1:] if output.shape else ()
+        if known and None not in known and places not in known:
+            raise ExportFailed(f"strides {list(strides)} have {places} places at {tail.size[1]}x{tail.size[0]}; the file: {output.label}")
+    return tail.concat(*parts, axis=1), tail.concat(*units, axis=1)

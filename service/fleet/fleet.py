@@ -1,0 +1,214 @@
+"""The models of an engine: read from their folders at the start, and followed there while requests run.
+
+    folders -> specs -> chosen for each task -> loaded -> lent to requests
+
+What cannot be loaded never takes the place of what runs. A user's own model that does not load is left out and said; those that
+come with the service, or that VISION_MODELS names, must load.
+"""
+
+import logging
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from service.catalogue import ModelCard, check
+from service.errors import ModelFixed, ModelUnknown, SettingInvalid, SetupError, VisionError
+from service.fleet.folders import Signature, Watcher, signature
+from service.fleet.shelf import Shelf
+from service.loaded import LoadedModel
+from service.repository.progress import Progress
+from service.repository.spec import ModelSpec, load_spec
+from service.repository.store import BuiltModel, added_models, dropped, ensure, find_built, manifests, own_manifests, roots
+from service.runtime.machine import in_background
+from service.runtime.session import run_once
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.intake import Finding, Told
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A model's folder as it was last read."""
+
+    folder: Path
+    signature: Signature
+
+
+class Fleet(Shelf):
+    """All models of the settings, or only `models` by name, for tests."""
+
+    def __init__(self, settings: Settings, progress: Progress, models: Mapping[str, LoadedModel] | None = None) -> None:
+        super().__init__(settings, progress, models or {})
+        self._seen: dict[str, _Seen] = {}
+        self._changing = threading.Lock()
+        self._watcher = Watcher(settings, self.refresh) if models is None and settings.reload_seconds else None
+        if models is None:
+            self._read_folders()
+        for spec in self.specs:
+            check(spec)
+
+    def start(self) -> None:
+        """Load every model, then follow the folders. Raises SetupError saying what to do."""
+        if not self._specs:
+            raise SettingInvalid("no models were found; check VISION_MODELS and VISION_MODEL_REPOSITORY")
+        for spec in self.specs:
+            try:
+                self.get(spec.name)
+            except VisionError as error:
+                if not self.may_fail(spec):
+                    raise
+                self.leave_out(spec.name, error)
+        self.serving = True
+        if self._watcher is not None:
+            self._watcher.start()
+
+    def close(self) -> None:
+        if self._watcher is not None:
+            self._watcher.stop()
+        super().close()
+
+    def may_fail(self, spec: ModelSpec) -> bool:
+        """May the service start without it? So it is with a user's own models, but those that VISION_MODELS names."""
+        return not spec.is_published and spec.name not in self.settings.models
+
+    def inspect(self, file: Path, told: "Told") -> "Finding":
+        """What a file is, without adding it. Raises ModelRefused, ModelUnclear."""
+        from service.intake import inspect
+
+        return in_background(lambda: inspect(file, told, self.settings))
+
+    def add(self, file: Path, told: "Told", *, replace: bool = False) -> ModelCard:
+        """Add the ONNX file at `file`, which is copied, and load it beside or, with `replace`, in place of what is there.
+
+        Raises ModelRefused, ModelUnclear, ModelExists, ModelFixed, OptionInvalid.
+        """
+        from service.intake import place
+
+        def placed() -> ModelSpec:
+            root = added_models(self.settings)
+            root.mkdir(parents=True, exist_ok=True)
+            return place(file, told, root, self.settings, replace=replace, run_graph=run_once, progress=self._progress)
+
+        with self._changing:
+            return self._take_in(in_background(placed))
+
+    def change(self, name: str, told: "Told") -> ModelCard:
+        """Know more of an added model, or other than before: it is built again and takes its own place.
+
+        Raises what add() raises, and ModelUnknown.
+        """
+        from service.intake import change
+
+        spec = self._own(name)
+        with self._changing:
+            return self._take_in(
+                in_background(lambda: change(spec, told, self.settings, run_graph=run_once, progress=self._progress))
+            )
+
+    def remove(self, name: str) -> None:
+        """Delete an added model's folder; requests that run end on it. Raises ModelUnknown, ModelFixed."""
+        from service.intake import remove
+
+        with self._changing:
+            remove(self._left_out(name) or self._own(name).folder, self.settings)
+            self._seen.pop(name, None)
+            self.drop(name)
+
+    def refresh(self) -> None:
+        """Look at the folders: take in what is new or has changed, drop what has gone. What is wrong is logged and left out."""
+        with self._changing:
+            self._adopt_dropped()
+            found = self._folders()
+            for name in [name for name in self._seen if name not in found]:
+                logger.info("the model %s is gone from its folder", name)
+                del self._seen[name]
+                self.drop(name)
+            for name, folder in found.items():
+                self._follow(name, folder)
+
+    def _read_folders(self) -> None:
+        self._adopt_dropped()
+        found, wanted = self._folders(), self.settings.models
+        unknown = [name for name in wanted if name not in found]
+        if unknown:
+            raise SettingInvalid(f"VISION_MODELS: there is no model {unknown[0]!r}; the models are: {', '.join(found) or '(none)'}")
+        for name in wanted or found:
+            self._seen[name] = _Seen(found[name], signature(found[name]))
+            try:
+                self._specs[name] = load_spec(found[name])
+            except SetupError as error:
+                if name in wanted or found[name].is_relative_to(own_manifests()):
+                    raise
+                self.leave_out(name, error)
+        self._choose()
+
+    def _folders(self) -> dict[str, Path]:
+        """The folders of models by name: all, or with VISION_MODELS, while serving, those named and those added since the start."""
+        found = manifests(self.settings)
+        if not (self.settings.models and self.serving):
+            return found
+        return {name: folder for name, folder in found.items() if name in self._seen or not folder.is_relative_to(own_manifests())}
+
+    def _adopt_dropped(self) -> None:
+        if not dropped(self.settings):
+            return
+        from service.intake import adopt_dropped
+
+        refused = in_background(lambda: adopt_dropped(self.settings, run_graph=run_once, progress=self._progress))
+        for folder, error in refused:
+            self.leave_out(folder.name, error)
+
+    def _follow(self, name: str, folder: Path) -> None:
+        now = _Seen(folder, signature(folder))
+        if self._seen.get(name) == now:
+            return
+        self._seen[name] = now
+        try:
+            spec, before = load_spec(folder), self._specs.get(name)
+            if before != spec or name not in self._models:
+                self._take_in(spec)
+                logger.info("the model %s was %s", name, "taken in" if before is None else "replaced by its new version")
+        except VisionError as error:
+            self.leave_out(name, error)
+
+    def _take_in(self, spec: ModelSpec) -> ModelCard:
+        card = self.put(spec)
+        self._seen[spec.name] = _Seen(spec.folder, signature(spec.folder))
+        return card
+
+    def _own(self, name: str) -> ModelSpec:
+        spec = self._specs.get(name)
+        if spec is None:
+            raise ModelUnknown(name, self.names())
+        if spec.folder.is_relative_to(own_manifests()):
+            raise ModelFixed(f"{name} comes with the service; add a model of your own under another name")
+        return spec
+
+    def _left_out(self, name: str) -> Path | None:
+        """The folder of a model that never loaded."""
+        if name in self._specs or name not in self._failed:
+            return None
+        places = (root / name for root in roots(self.settings) if not root.is_relative_to(own_manifests()))
+        return next((folder for folder in places if folder.is_dir()), None)
+
+
+def prepare(settings: Settings, progress: Progress) -> list[BuiltModel]:
+    """Fetch and build what a fleet of these settings will load, so that nothing is missing when the port opens.
+
+    A user's own model that cannot be built is said and left out. Raises SetupError.
+    """
+    fleet = Fleet(settings, progress)
+    built = []
+    for spec in fleet.specs:
+        try:
+            built.append(find_built(spec, settings) or ensure(spec, settings, run_once, progress))
+        except SetupError as error:
+            if not fleet.may_fail(spec):
+                raise
+            fleet.leave_out(spec.name, error)
+    return built

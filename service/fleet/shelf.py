@@ -1,0 +1,189 @@
+"""The models by name: which are known, which one each task uses, which are loaded, and how one takes another's place.
+
+Requests that hold a model which is replaced or dropped end on it: its lane closes when the last of them has let go of it.
+"""
+
+import logging
+import threading
+import weakref
+from collections.abc import Mapping
+from typing import Literal
+
+from service.catalogue import ModelCard, card, check, choices
+from service.errors import ModelUnknown, NotReady
+from service.loaded import LoadedModel, load, load_known
+from service.repository.progress import Progress
+from service.repository.spec import ModelSpec, Task
+from service.repository.store import ensure, find_built
+from service.runtime.machine import give_back_memory, in_background
+from service.runtime.providers import Choice, choose
+from service.runtime.session import run_once
+from service.settings import Settings
+
+State = Literal["ready", "loading", "unloaded", "failed"]
+
+logger = logging.getLogger(__name__)
+
+
+class Shelf:
+    """Models by name, each fetched, built and loaded at its first use. Safe to use from several threads."""
+
+    def __init__(self, settings: Settings, progress: Progress, models: Mapping[str, LoadedModel]) -> None:
+        self.settings = settings
+        self.serving = False
+        self._progress = progress
+        self._models: dict[str, LoadedModel] = dict(models)
+        self._specs: dict[str, ModelSpec] = {name: model.spec for name, model in models.items()}
+        self._failed: dict[str, str] = {}
+        self._unloaded: set[str] = set()
+        self._chosen: dict[tuple[Task, str | None], ModelSpec] = {}
+        self._choice: Choice | None = None
+        self._lock = threading.RLock()
+        self._closed = False
+        self._choose()
+
+    def names(self) -> list[str]:
+        """All models that are known, loaded or not."""
+        return list(dict.fromkeys([*self._specs, *self._failed]))
+
+    @property
+    def specs(self) -> list[ModelSpec]:
+        """Manifests of the models that requests can have."""
+        return [spec for name, spec in list(self._specs.items()) if name not in self._unloaded]
+
+    @property
+    def loaded(self) -> list[LoadedModel]:
+        return list(self._models.values())
+
+    @property
+    def pending(self) -> list[str]:
+        """Names of models that are to be there and have not answered a warm-up run."""
+        return [spec.name for spec in self.specs if not self._is_warm(spec.name)]
+
+    def _is_warm(self, name: str) -> bool:
+        model = self._models.get(name)
+        return model is not None and model.warm
+
+    def state(self, name: str) -> State:
+        """Raises ModelUnknown."""
+        if name in self._unloaded:
+            return "unloaded"
+        if name in self._specs:
+            return "ready" if self._is_warm(name) else "loading"
+        if name in self._failed:
+            return "failed"
+        raise ModelUnknown(name, self.names())
+
+    def reason(self, name: str) -> str | None:
+        """Why a model did not load, or why its newest version did not take the place of the one that runs; else None."""
+        return self._failed.get(name)
+
+    def describe(self) -> list[ModelCard]:
+        """A card for every model that is loaded."""
+        return [card(model) for model in self.loaded]
+
+    def spec(self, task: Task, name: str | None) -> ModelSpec:
+        """The manifest of the model for `task` of that name or alias, or of the default one. Raises ModelUnknown."""
+        spec = self._chosen.get((task, name))
+        if spec is None:
+            raise ModelUnknown(name or "(default)", [spec.name for spec in self.specs if spec.task == task])
+        return spec
+
+    def has(self, task: Task) -> bool:
+        """Is there a model for `task`?"""
+        return (task, None) in self._chosen
+
+    def get(self, name: str) -> LoadedModel:
+        """The model called `name`, fetched, built, loaded and warmed up if it is not yet.
+
+        Raises ModelUnknown, also for one that was unloaded, SetupError, and NotReady after close().
+        """
+        model = self._models.get(name)
+        if model is not None and model.warm:
+            return model
+        with self._lock:
+            if self._closed:
+                raise NotReady("the engine is closed")
+            if name not in self._specs or name in self._unloaded:
+                raise ModelUnknown(name, [spec.name for spec in self.specs])
+            if name not in self._models:
+                self._models[name] = self._open(self._specs[name])
+            self._models[name].warm_up()
+            give_back_memory()
+            return self._models[name]
+
+    def load(self, name: str) -> LoadedModel:
+        """Have a model loaded that was unloaded; nothing where it is. Raises as get()."""
+        with self._lock:
+            self._unloaded.discard(name)
+            self._choose()
+        return self.get(name)
+
+    def unload(self, name: str) -> None:
+        """Take a model out of service until load() or the next start; requests that run end on it. Raises ModelUnknown."""
+        with self._lock:
+            if name not in self._specs:
+                raise ModelUnknown(name, self.names())
+            self._unloaded.add(name)
+            self._models.pop(name, None)
+            self._choose()
+        give_back_memory()
+
+    def put(self, spec: ModelSpec) -> ModelCard:
+        """Load `spec` and let it have its name's place. Raises what loading raises; then everything is as it was."""
+        check(spec)
+        model = self._open(spec)
+        model.warm_up()
+        with self._lock:
+            if self._closed:
+                model.close()
+                raise NotReady("the engine is closed")
+            self._models[spec.name], self._specs[spec.name] = model, spec
+            self._failed.pop(spec.name, None)
+            self._unloaded.discard(spec.name)
+            self._choose()
+        give_back_memory()
+        return card(model)
+
+    def drop(self, name: str) -> None:
+        """Know a model no more; requests that run end on it."""
+        with self._lock:
+            self._specs.pop(name, None)
+            self._models.pop(name, None)
+            self._failed.pop(name, None)
+            self._unloaded.discard(name)
+            self._choose()
+        give_back_memory()
+
+    def leave_out(self, name: str, error: Exception) -> None:
+        """Say, once, why a model or its newest version is not there. One that runs goes on running."""
+        if self._failed.get(name) != str(error):
+            logger.error("the model %s is left out: %s", name, error)
+        with self._lock:
+            self._failed[name] = str(error)
+            if name not in self._models:
+                self._specs.pop(name, None)
+                self._choose()
+
+    def close(self) -> None:
+        """Stop taking work, finish what runs, free the models. It does not open again."""
+        with self._lock:
+            self._closed = True
+            models, self._models = self._models, {}
+        for model in models.values():
+            model.close()
+
+    def _choose(self) -> None:
+        self._chosen = choices(self.specs)
+
+    def _open(self, spec: ModelSpec) -> LoadedModel:
+        self._choice = self._choice or choose(self.settings.device)
+        choice, settings = self._choice, self.settings
+        if self.serving:  # measuring beside requests would slow them, and find what is not so
+            settings = settings.model_copy(update={"tune": False})
+            in_background(lambda: load(ensure(spec, settings, run_once, self._progress), choice, settings).close())
+        built = find_built(spec, settings)
+        known = None if built is None else load_known(built, choice, settings)
+        model = known or load(ensure(spec, settings, run_once, self._progress), choice, settings)
+        weakref.finalize(model, model.lane.close).atexit = False
+        return model
