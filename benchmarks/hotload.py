@@ -3,9 +3,9 @@
     python benchmarks/hotload.py [--task classify] [--clients 16] [--seconds 30] [--model FILE] [--told NAME=VALUE ...] [--json OUT]
 
 Starts a server of its own on this machine, with the settings of the environment and a data folder that is thrown away. The clients
-ask again as soon as they are answered. Meanwhile FILE, or a detector of about 10 MB made here, is sent to POST /models, then other
-bytes under the same name with replace=true (a generated model with other weights; a given FILE once more), and DELETE takes it away.
-`--told` gives an option that the file needs. The client runs on the same cores as the server.
+ask again as soon as they are answered. Meanwhile FILE, or a detector of about 10 MB made here, is sent to POST /models; then the
+same name comes with replace=true (a detector with other weights; a given FILE once more), and DELETE takes it away. `--told` gives
+an option that the file needs. The client runs on the same cores as the server.
 """
 
 import argparse
@@ -144,7 +144,8 @@ def report(
         Bar("changes of /models that failed", sum(event.status >= 300 for event in events), 0, at_most=True),
         Bar(f"longest time with a median of {BIN * 1e3:.0f} ms above {STEP:g} x {before * 1e3:.1f} ms, s", slow, 1.0, at_most=True),
     ]
-    print("\n".join(["", "| what | measured | bar | held |", "| --- | --- | --- | --- |", *(bar.row() for bar in bars)]), flush=True)
+    rows = ["", "| what | measured | bar | held |", "| --- | --- | --- | --- |", *(bar.row() for bar in bars)]
+    print("\n".join(rows), flush=True)
     return {bar.what: bar.value for bar in bars} | {event.what: event.end - event.begin for event in events}
 
 
@@ -193,8 +194,8 @@ def detector(seed: int) -> bytes:
             nodes.append(helper.make_node("Reshape", [made, shape], [f"{made}.flat"]))
             parts.append(f"{made}.flat")
         heads.append(parts)
-    for part, name in enumerate(("boxes", "scores")):
-        nodes.append(helper.make_node("Concat", [head[part] for head in heads], [f"{name}.raw"], axis=2))
+    for number, name in enumerate(("boxes", "scores")):
+        nodes.append(helper.make_node("Concat", [head[number] for head in heads], [f"{name}.raw"], axis=2))
         nodes.append(helper.make_node("Sigmoid", [f"{name}.raw"], [name]))
     nodes.append(helper.make_node("Mul", ["boxes", constant("side", float(SIDE))], ["boxes.pixels"]))
     nodes.append(helper.make_node("Concat", ["boxes.pixels", "scores"], ["output0"], axis=1))
@@ -212,7 +213,7 @@ def detector(seed: int) -> bytes:
         model, {"task": "detect", "stride": "32", "batch": "1", "imgsz": f"[{SIDE}, {SIDE}]", "names": repr(names)}
     )
     onnx.checker.check_model(model)
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 if __name__ == "__main__":

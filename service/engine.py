@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from service.catalogue import ModelCard
-from service.errors import InputError, StyleUnknown
+from service.errors import InputError, ModelUnknown, OptionInvalid, StyleUnknown
 from service.fleet import Fleet
 from service.gallery.gallery import Gallery
 from service.imaging.codec import Scale, decode, encode
@@ -20,6 +20,7 @@ from service.photo import ImageLike, Photo, open_photo
 from service.recognition import Recognition
 from service.repository.progress import Progress, terminal_progress
 from service.repository.spec import Task
+from service.repository.store import find_built
 from service.runtime.machine import usable_cores
 from service.settings import Settings
 from service.tasks.classify import ClassifyAnswer, ClassifyOptions, classify, crop_scale
@@ -27,7 +28,7 @@ from service.tasks.detect import DetectAnswer, DetectOptions, detect, letterbox_
 from service.tasks.faces import DetectFacesAnswer, DetectFacesOptions, VerifyFaceAnswer, VerifyFaceOptions, detect_faces, verify
 from service.tasks.options import merged
 from service.tasks.people import EnrollAnswer, EnrollOptions, IdentifyAnswer, IdentifyOptions
-from service.tasks.stylize import SAMPLE, StyleInfo, StylizeOptions, list_styles, pick_painter, stylize, thumbnail
+from service.tasks.stylize import SAMPLE, StyleInfo, StylizeOptions, example, list_styles, pick_painter, stylize, thumbnail
 from service.tasks.task import ImageInfo, ModelInfo, Pixels, Timing, TimingMs
 
 
@@ -131,8 +132,9 @@ class Engine:
         """Where the faces are, with five landmarks each."""
         options = merged(DetectFacesOptions, options, given)
         model = self._model("detect-faces", options.model)
+        liveness = self._liveness() if options.liveness else None
         photo, timing = self._opened(image)
-        faces = detect_faces(photo.pixels, options, model, timing, self.settings.max_faces)
+        faces = detect_faces(photo.pixels, options, model, timing, self.settings.max_faces, liveness)
         return DetectFacesAnswer(model=model.info, image=photo.info, timing_ms=timing.report(), faces=faces)
 
     def verify_face(
@@ -155,7 +157,7 @@ class Engine:
         style_image: ImageLike | None = None,
         **given: Any,
     ) -> StylizeAnswer:
-        """The photo painted in a built-in style, a blend of them, or the style of any picture."""
+        """The photo painted in a style by name, a blend of built-in ones, or the style of any picture."""
         options = merged(StylizeOptions, options, given)
         model = self.load(pick_painter(self.fleet.specs, options, style_image is not None).name)
         photo = self.decode(image)
@@ -196,24 +198,31 @@ class Engine:
             self.gallery.warm()
 
     def styles(self) -> list[StyleInfo]:
-        """The built-in styles of every model that has some."""
-        return [style for spec in self.fleet.specs if spec.styles for style in list_styles(spec)]
+        """The styles by name of every model that has some."""
+        return [style for spec in self.fleet.specs if spec.task == "stylize" for style in list_styles(spec)]
 
     def thumbnail(self, style: str) -> bytes:
-        """A JPEG of the sample photo painted in a built-in style; painted once, then remembered. Raises StyleUnknown."""
+        """A JPEG of the sample photo painted in a style; painted once, then remembered. Raises StyleUnknown."""
         known = {info.name: info for info in self.styles()}
         if style not in known:
             raise StyleUnknown(style, list(known))
         model = self.load(known[style].model)
         key = style, model.digest
         if key not in self._thumbnails:
-            sample = decode((model.folder / "weights" / SAMPLE).read_bytes())
-            self._thumbnails[key] = thumbnail(style, sample, model, Timing())
+            self._thumbnails[key] = thumbnail(style, self._sample(), model, Timing())
         return self._thumbnails[key]
 
     def describe(self) -> list[ModelCard]:
         """A card for every model that is loaded."""
         return self.fleet.describe()
+
+    def _sample(self) -> Pixels:
+        """The photo that comes with the built-in styles, from whichever model of them was built; else a plain example."""
+        with_sample = (spec for spec in self.fleet.specs if any(file.name == SAMPLE for file in spec.files))
+        built = (find_built(spec, self.settings) for spec in with_sample)
+        paths = (found.folder / "weights" / SAMPLE for found in built if found is not None)
+        path = next((path for path in paths if path.is_file()), None)
+        return example() if path is None else decode(path.read_bytes())
 
     def _opened(self, image: ImageLike, enough_for: ClassifyOptions | DetectOptions | None = None) -> tuple[Photo, Timing]:
         photo = self.decode(image, enough_for)
@@ -235,6 +244,13 @@ class Engine:
 
     def _face_models(self) -> tuple[LoadedModel, LoadedModel]:
         return self._model("detect-faces", None), self._model("embed-face", None)
+
+    def _liveness(self) -> LoadedModel:
+        try:
+            return self._model("face-liveness", None)
+        except ModelUnknown:
+            text = "there is no model that tells living faces; `vision-service models pull minifasnet` gets one"
+            raise OptionInvalid("liveness", text) from None
 
     def _model(self, task: Task, name: str | None) -> LoadedModel:
         return self.fleet.get(self.fleet.spec(task, name).name)

@@ -27,7 +27,7 @@ from service.runtime.scheduler import Lane
 from service.runtime.session import OrtSession, Session, Sizes
 from service.runtime.tuning import Callers, Plan, Run, Tuning, default, options, tune
 from service.settings import Settings
-from service.tasks.face_embedding import METHOD
+from service.tasks.face_embedding import method_of
 from service.tasks.task import ModelInfo, Tensors, Timing
 
 logger = logging.getLogger(__name__)
@@ -253,7 +253,7 @@ def _calibrated(built: BuiltModel) -> ModelSpec:
     found = None if built.spec.threshold is None else read_calibrated(built.folder)
     if found is None:
         return built.spec
-    different = found.differs(built.digest, METHOD)
+    different = found.differs(built.digest, method_of(built.spec))
     if different is not None:
         logger.warning("%s is ignored: %s; calibrate again", built.folder / THRESHOLD, different)
         return built.spec

@@ -12,7 +12,7 @@ from service.gallery.names import check_name
 from service.loaded import LoadedModel
 from service.photo import ImageLike, Photo
 from service.settings import Settings
-from service.tasks.face_embedding import METHOD, threshold_of
+from service.tasks.face_embedding import method_of, threshold_of
 from service.tasks.options import merged
 from service.tasks.people import (
     EnrollAnswer,
@@ -145,7 +145,8 @@ class Recognition:
         """What makes the embeddings of enroll() and identify(). Raises what load() raises."""
         loaded = self._models()[1]
         (output,) = loaded.sessions["model"].outputs
-        return EmbeddingModel(loaded.spec.name, loaded.spec.version, loaded.digest, METHOD, int(output.shape[-1] or 0))
+        spec = loaded.spec
+        return EmbeddingModel(spec.name, spec.version, loaded.digest, method_of(spec), int(output.shape[-1] or 0))
 
     def close(self) -> None:
         """Let go of the gallery; it is not opened again."""

@@ -82,8 +82,17 @@ class Contract(BaseModel):
     boxes: Literal["pixels", "unit"] = Field(
         "pixels", description="of what the decoded coordinates are: input pixels, or 0..1 of it"
     )
+    y_first: bool = Field(False, description="efficient-nms: corners come as y, x, y, x, as TensorFlow has them")
+    picture_range: Literal["input", "unit", "byte", "signed"] = Field(
+        "input", description="of a painted picture: as the input's, 0..1, 0..255 or -1..1"
+    )
     anchors: tuple[tuple[float, ...], ...] = Field((), description="for each head: width, height, ... in input pixels")
     strides: tuple[int, ...] = Field((), description="of the heads, in the order of `outputs`; pixels")
+    head: Literal["v3", "v5"] = Field(
+        "v3", description="raw heads: of YOLOv3 and 4, size = exp(t) * anchor, or of YOLOv5 and 7, size = (2 * sigmoid(t))^2 * anchor"
+    )
+    xy_scale: tuple[float, ...] = Field((), description="raw heads: for each how far sigmoid(t) reaches; none: 1 (v3) or 2 (v5)")
+    probabilities: bool = Field(False, description="raw heads: objectness and classes are behind their sigmoid already")
     free_batch: bool = Field(True, description="may the leading axis be freed where the exporter fixed it? Tried when it was added")
 
     @model_validator(mode="after")

@@ -169,10 +169,9 @@ class Fleet(Shelf):
             return
         self._seen[name] = now
         try:
-            spec, before = load_spec(folder), self._specs.get(name)
-            if before != spec or name not in self._models:
-                self._take_in(spec)
-                logger.info("the model %s was %s", name, "taken in" if before is None else "replaced by its new version")
+            new = name not in self._models
+            self._take_in(load_spec(folder))
+            logger.info("the model %s was %s", name, "taken in" if new else "replaced by its new version")
         except VisionError as error:
             self.leave_out(name, error)
 

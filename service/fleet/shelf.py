@@ -113,10 +113,9 @@ class Shelf:
             return self._models[name]
 
     def load(self, name: str) -> LoadedModel:
-        """Have a model loaded that was unloaded; nothing where it is. Raises as get()."""
-        with self._lock:
-            self._unloaded.discard(name)
-            self._choose()
+        """Have a model loaded that was unloaded; nothing where it is. It counts as unloaded until it is ready. Raises as get()."""
+        if name in self._unloaded and name in self._specs:
+            self.put(self._specs[name])
         return self.get(name)
 
     def unload(self, name: str) -> None:

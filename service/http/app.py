@@ -24,7 +24,22 @@ from starlette.types import Scope
 from service import __version__
 from service.engine import Engine
 from service.errors import GalleryUnavailable, InputError, OptionInvalid, SettingInvalid, SetupError, VisionError
-from service.http import compreface, deepstack, faces, gate, health, keys, kserve, logs, openapi, openapi_faces, routes, tracing
+from service.http import (
+    compreface,
+    deepstack,
+    faces,
+    gate,
+    health,
+    keys,
+    kserve,
+    logs,
+    models,
+    openapi,
+    openapi_faces,
+    openapi_models,
+    routes,
+    tracing,
+)
 from service.http.access import Access
 from service.http.direct import Fork, short_way
 from service.http.guards import UploadBudget, Workers
@@ -77,12 +92,13 @@ def create_app(engine: Engine, *, give_up: Callable[[str], None] = stop_process)
     admit, cors = gate.admission(engine.settings, ring), gate.with_cors(engine.settings)
     workers = {slow: Workers.of(engine.settings, slow=slow) for slow in (False, True)}
     clerks = Workers.of(engine.settings)  # of the gallery: a database that does not answer holds up no other task
-    groups = (*workers.values(), clerks)
+    desk = models.Desk.of(engine, UploadBudget.of(engine.settings))
+    groups = (*workers.values(), clerks, desk.workers)
     metrics, traces = Metrics.from_env(), tracing.from_env()
     for group in groups:
         metrics.watch(group.crew.waiting)
     spoken = [PROTOCOLS[name] for name in engine.settings.protocols if name in PROTOCOLS]
-    table = _table(engine, workers, clerks, metrics)
+    table = _table(engine, workers, clerks, metrics, desk)
     parts = Parts(engine, workers[False], clerks, UploadBudget.of(engine.settings), partial(gate.key_of_body, ring), workers[True])
     table += [row for protocol in spoken for row in protocol.rows(parts)]
     ways = {(method, path): _route(method, path, endpoint) for method, path, endpoint, _ in table}
@@ -113,7 +129,9 @@ def _route(method: str, path: str, endpoint: routes.Endpoint) -> Route:
     return kind(path, endpoint, methods=[method])
 
 
-def _table(engine: Engine, workers: dict[bool, Workers], gallery_workers: Workers, metrics: Metrics) -> list[Row]:
+def _table(
+    engine: Engine, workers: dict[bool, Workers], gallery_workers: Workers, metrics: Metrics, desk: models.Desk
+) -> list[Row]:
     """Every route with its entry on the API page. Plain Starlette routes: bodies are read by service.http.uploads, so what FastAPI
     does around an endpoint would be time for nothing."""
     budget = UploadBudget.of(engine.settings)
@@ -130,10 +148,17 @@ def _table(engine: Engine, workers: dict[bool, Workers], gallery_workers: Worker
         ("DELETE", faces.SUBJECT, faces.forget_endpoint(clerks), openapi_faces.FORGET),
         ("DELETE", faces.FACE, faces.forget_face_endpoint(clerks), openapi_faces.FORGET_FACE),
     ]
+    catalogue: list[Row] = [
+        ("GET", models.MODELS, models.list_endpoint(engine), openapi_models.LIST),
+        ("POST", models.MODELS, models.add_endpoint(desk), openapi_models.add(engine.settings)),
+        ("GET", models.MODEL, models.show_endpoint(engine), openapi_models.SHOW),
+        ("PATCH", models.MODEL, models.change_endpoint(desk), openapi_models.CHANGE),
+        ("DELETE", models.MODEL, models.remove_endpoint(desk), openapi_models.REMOVE),
+    ]
     return [
         *tasks,
         *gallery,
-        ("GET", "/models", routes.models_endpoint(engine), openapi.MODELS),
+        *catalogue,
         ("GET", "/styles", routes.styles_endpoint(engine), openapi.STYLES),
         ("GET", "/styles/{name}/thumbnail.jpg", routes.thumbnail_endpoint(engine, workers[True]), openapi.THUMBNAIL),
         ("GET", "/health/live", health.live, openapi.LIVE),

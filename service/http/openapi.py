@@ -19,6 +19,7 @@ from service.http.forms import MAX_PARTS
 from service.http.gate import SAFE, scopes_for
 from service.http.health import Alive, Ready
 from service.http.metrics import FORMATS
+from service.http.models import SHOWN as CATALOGUE
 from service.http.negotiation import JSON, PICTURES
 from service.http.problems import (
     KINDS,
@@ -33,7 +34,7 @@ from service.http.problems import (
     ScopeMissing,
     describe,
 )
-from service.http.routes import HTML, Explanation, Links, Models, Styles
+from service.http.routes import HTML, Explanation, Links, Styles
 from service.http.tasks import TASKS, Task
 from service.http.uploads import FORM, Fields
 from service.settings import Settings
@@ -150,7 +151,7 @@ def request_body(fields: Fields, kind: type[Strict], example: dict[str, Any]) ->
             "schema": {
                 "type": "object",
                 "required": required,
-                "properties": {**files, **{name: _form_field(prop) for name, prop in options.items()}},
+                "properties": {**files, **{name: form_field(prop) for name, prop in options.items()}},
             },
             "examples": {"form": {"summary": "a file and options", "value": form_example}},
         },
@@ -185,7 +186,7 @@ def _as_text(prop: dict[str, Any]) -> dict[str, Any]:
     return schema
 
 
-def _form_field(prop: dict[str, Any]) -> dict[str, Any]:
+def form_field(prop: dict[str, Any]) -> dict[str, Any]:
     """The schema of an option as a form field, which may be left empty and says so: else Swagger UI makes up a value to send."""
     schema = _as_text(prop)
     if schema.get("type") == "boolean":
@@ -215,7 +216,6 @@ def path_parameter(name: str, description: str, schema: dict[str, Any]) -> dict[
     return {"name": name, "in": "path", "required": True, "schema": {"type": "string", **schema}, "description": description}
 
 
-MODELS = _page("/models", "The models that are loaded: task, licence, sources, input, provider, accuracy", Models, "catalogue")
 STYLES = _page("/styles", "The built-in styles, with thumbnails made from one sample photo", Styles, "catalogue")
 THUMBNAIL: Operation = {
     "summary": "A sample photo painted in a style",
@@ -262,8 +262,8 @@ LANDING["responses"]["200"]["content"][HTML] = {
 SHOWN: tuple[type[BaseModel], ...] = (
     *(row.answer for row in TASKS if row.answer),
     *GALLERY,
+    *CATALOGUE,
     Problem,
-    Models,
     Styles,
     Alive,
     Ready,

@@ -10,7 +10,6 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.catalogue import ModelCard
 from service.engine import Engine
 from service.errors import NotReady, StyleUnknown
 from service.http.guards import Meter, UploadBudget, Workers
@@ -25,12 +24,6 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 PAGE = Path(__file__).parent / "static" / "index.html"
 HTML = "text/html"
 THUMBNAIL_AGE = 3600  # seconds that a thumbnail may be cached
-
-
-class Models(BaseModel):
-    """Answer of GET /models."""
-
-    models: list[ModelCard]
 
 
 class StyleCard(StyleInfo):
@@ -100,13 +93,6 @@ def require_ready(engine: Engine) -> None:
     """Raises NotReady naming the models that have not answered a warm-up run."""
     if not engine.ready:
         raise NotReady(f"models are still being prepared: {', '.join(engine.pending)}", retry_after=2.0)
-
-
-def models_endpoint(engine: Engine) -> Endpoint:
-    async def models(_: Request) -> Response:
-        return as_json(Models(models=engine.describe()))
-
-    return models
 
 
 def styles_endpoint(engine: Engine) -> Endpoint:

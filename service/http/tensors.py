@@ -39,6 +39,7 @@ KINDS: dict[str, tuple[str, str]] = {
 """ONNX's name of a type -> the protocol's, and numpy's. Texts (BYTES) and BF16 are inputs of no model here."""
 
 MAX_HEADER = 8 * 2**20  # bytes of JSON: parsed, each can become some thirty
+MAX_LISTS = 2**20  # in that JSON: each costs as much as a hundred bytes of numbers
 MAX_NUMBERS = 2**21  # that are answered as JSON: beyond, bytes are the way
 MAX_BATCH = 64
 
@@ -111,8 +112,11 @@ def read_request(body: Data, header_length: int | None) -> tuple[InferRequest, m
         raise MalformedBody(f"Inference-Header-Content-Length is {end}, but the body has {len(whole)} bytes")
     if end > MAX_HEADER:
         raise MalformedBody(f"the JSON has {end} bytes; at most {MAX_HEADER} are taken, send the tensors as binary data")
+    header = bytes(whole[:end])
+    if header.count(b"[") + header.count(b"{") > MAX_LISTS:
+        raise MalformedBody(f"the JSON has more than {MAX_LISTS} lists; send the numbers of a tensor in one")
     try:
-        found = from_json(bytes(whole[:end]), allow_inf_nan=False, cache_strings="keys")
+        found = from_json(header, allow_inf_nan=False, cache_strings="keys")
         return InferRequest.model_validate(found), whole[end:]
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]

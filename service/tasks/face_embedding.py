@@ -1,8 +1,9 @@
 """What all work with faces shares: which face counts, how it is aligned, its embedding, and how alike two are.
 
-pixels and landmarks -> aligned onto TEMPLATE, "pixels" uint8 [n, 112, 112, 3] -> "embedding" [n, d] -> cosine
+pixels and landmarks -> aligned onto TEMPLATE, or the model's own -> "pixels" uint8 [n, 112, 112, 3] -> "embedding" [n, d] -> cosine
 """
 
+from hashlib import sha256
 from typing import Final, Literal
 
 import numpy as np
@@ -12,16 +13,17 @@ from pydantic import BaseModel, Field
 from service.errors import ImageTooSmall, NoFace, SeveralFaces, SpecInvalid
 from service.imaging.boxes import clip
 from service.imaging.transforms import similarity, warp
-from service.repository.spec import Threshold
+from service.repository.spec import ModelSpec, Threshold
 from service.tasks.face_detector import Found
 from service.tasks.face_quality import SMALL_SIZE, UNUSABLE_SIZE
-from service.tasks.task import Box, Model, Pixels, Point, Timing, in_pixels
+from service.tasks.task import Box, Model, Pixels, Point, Timing, in_pixels, run_all
 
 TEMPLATE: Final = np.array([(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)])
 """Where the landmarks of an aligned face lie in 112 x 112 pixels. Reference: Deng and others, ArcFace, CVPR 2019."""
 ALIGNED_SIDE: Final = 112
 METHOD: Final = "aligned-1"
-"""Names what align() and embed() do. Embeddings made in another way cannot be compared with these: change it with them."""
+"""Names what align() and embed() do. Embeddings made in another way cannot be compared with these: change it with them.
+See method_of()."""
 
 Pick = Literal["prominent", "largest", "only"]
 CONFIDENCE: Final = "least confidence that a face is one; lower finds more, and more that are none"
@@ -51,6 +53,40 @@ def align(pixels: Pixels, landmarks: NDArray[np.floating]) -> Pixels:
     return warp(pixels, similarity(landmarks.reshape(5, 2), TEMPLATE), ALIGNED_SIDE, ALIGNED_SIDE)
 
 
+def align_for(spec: ModelSpec, pixels: Pixels, landmarks: NDArray[np.floating], aligned: Pixels) -> Pixels:
+    """The same face as an embedding model wants it, [height, width, 3]; `aligned`, as align() gives it, where it wants that.
+
+    Its landmarks go where the model's manifest says, or else onto TEMPLATE scaled into the model's size. Raises SpecInvalid.
+    """
+    template, (height, width) = _template(spec)
+    if template is TEMPLATE:
+        return aligned
+    return warp(pixels, similarity(landmarks.reshape(5, 2), template), height, width)
+
+
+def method_of(spec: ModelSpec) -> str:
+    """METHOD, with a mark of the template and the size where they are not the usual ones."""
+    template, size = _template(spec)
+    if template is TEMPLATE:
+        return METHOD
+    return f"{METHOD}-{sha256(repr((template.tolist(), size)).encode()).hexdigest()[:8]}"
+
+
+def _template(spec: ModelSpec) -> tuple[NDArray[np.float64], tuple[int, int]]:
+    """Where the five landmarks go, [5, 2], and the size of the input; TEMPLATE itself where it is that."""
+    size = spec.input.size
+    if spec.input.resize != "align" or size is None or (spec.alignment is not None and np.shape(spec.alignment) != (5, 2)):
+        raise SpecInvalid(
+            f'{spec.name}: an embedding model needs [input] resize = "align" and a size, and where it has an alignment, five points'
+        )
+    if spec.alignment is not None:
+        return np.array(spec.alignment, np.float64), size
+    if size == (ALIGNED_SIDE, ALIGNED_SIDE):
+        return TEMPLATE, size
+    side = min(size)
+    return TEMPLATE * side / ALIGNED_SIDE + ((size[1] - side) / 2, (size[0] - side) / 2), size
+
+
 def prominence(boxes: NDArray[np.float32], height: int, width: int) -> NDArray[np.floating]:
     """Area minus twice the squared distance from the photo's centre, for boxes [k, 4]: [k], in square pixels."""
     across, down = (boxes[:, 0] + boxes[:, 2] - width) / 2, (boxes[:, 1] + boxes[:, 3] - height) / 2
@@ -63,8 +99,8 @@ def areas(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def embed(crops: NDArray[np.uint8], model: Model, timing: Timing) -> NDArray[np.float32]:
-    """Embeddings [n, d] of length 1 of aligned faces [n, 112, 112, 3]. Raises what `model.run` raises."""
-    raw = model.run({"pixels": crops}, timing)["embedding"].astype(np.float64)
+    """Embeddings [n, d] of length 1 of faces [n, h, w, 3] as align_for() gives them. Raises what `model.run` raises."""
+    raw = run_all(crops, model, timing, "embedding").astype(np.float64)
     lengths = np.linalg.norm(raw, axis=1, keepdims=True)
     unit: NDArray[np.float32] = (raw / np.maximum(lengths, 1e-12)).astype(np.float32)
     return unit

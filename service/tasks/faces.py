@@ -5,11 +5,13 @@ verify-face: two photos -> the face of each -> landmarks brought onto a template
     -> "embedding" [2, d] -> cosine -> the same person from the threshold on
 """
 
+from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
 from pydantic import BaseModel, Field
 
+from service.imaging.boxes import clip
 from service.tasks.face_detector import Found, find_faces
 from service.tasks.face_embedding import (
     CONFIDENCE,
@@ -17,6 +19,7 @@ from service.tasks.face_embedding import (
     Face,
     Pick,
     align,
+    align_for,
     choose,
     cosine,
     describe,
@@ -25,16 +28,22 @@ from service.tasks.face_embedding import (
     threshold_of,
 )
 from service.tasks.face_quality import FaceQuality, assess
+from service.tasks.liveness import Liveness, judge
 from service.tasks.task import Answer, ImageInfo, Model, ModelInfo, Pixels, Strict, Timing, TimingMs
 
 
 class DetectFacesOptions(Strict):
     confidence: float = Field(0.6, ge=0, le=1, description=CONFIDENCE)
+    liveness: bool = Field(False, description="also tell living faces from pictures of faces; needs a liveness model")
     model: str | None = Field(None, description="name of the model; empty: the default one")
 
 
+class DetectedFace(Face):
+    liveness: Liveness | None = Field(None, description="does it look alive? null unless that was asked for")
+
+
 class DetectFacesAnswer(Answer):
-    faces: list[Face] = Field(description="the most confident first")
+    faces: list[DetectedFace] = Field(description="the most confident first")
 
 
 class VerifyFaceOptions(Strict):
@@ -84,14 +93,21 @@ class VerifyFaceAnswer(BaseModel):
     image2: VerifiedPhoto
 
 
-def detect_faces(pixels: Pixels, options: DetectFacesOptions, model: Model, timing: Timing, max_faces: int) -> list[Face]:
+def detect_faces(
+    pixels: Pixels, options: DetectFacesOptions, model: Model, timing: Timing, max_faces: int, liveness: Model | None = None
+) -> list[DetectedFace]:
     """The faces of a photo, the most confident first, at most `max_faces`. Boxes are clipped to the photo, landmarks are not.
 
-    Raises what `model.run` raises.
+    `liveness`: the model that says how living each looks; None: nothing is said. Raises what `run` of the models raises.
     """
     found = find_faces(pixels, options.confidence, model, timing)
+    found = found.take(np.arange(min(len(found), max_faces)))
+    alive: Sequence[Liveness | None] = [None] * len(found)
+    if liveness is not None:
+        alive = judge(pixels, clip(found.boxes, *pixels.shape[:2]), liveness, timing)
     with timing.measure("postprocess"):
-        return [describe(found, row, pixels) for row in range(min(len(found), max_faces))]
+        faces = (describe(found, row, pixels) for row in range(len(found)))
+        return [DetectedFace(**dict(face), liveness=one) for face, one in zip(faces, alive, strict=True)]
 
 
 def verify(
@@ -108,8 +124,9 @@ def verify(
         found = find_faces(pixels, options.confidence, detector, timing)
         row = choose(name, found, pixels, options.face, options.confidence)
         with timing.measure("preprocess"):
-            crops.append(align(pixels, found.landmarks[row]))
-            photos.append(_verified(found, row, pixels, crops[-1]))
+            aligned = align(pixels, found.landmarks[row])
+            crops.append(align_for(embedder.spec, pixels, found.landmarks[row], aligned))
+            photos.append(_verified(found, row, pixels, aligned))
     embeddings = embed(np.stack(crops), embedder, timing)
     with timing.measure("postprocess"):
         likeness = cosine(embeddings[0], embeddings[1])

@@ -22,6 +22,7 @@ from service.tasks.face_embedding import (
     Face,
     Pick,
     align,
+    align_for,
     choose,
     describe,
     embed,
@@ -205,11 +206,11 @@ def prepare(
 
     Raises what `run` of the models, detector and embedder, raises.
     """
-    detector, embedder = models
+    embedder = models[1]
     seen, refused = list[_Seen](), list[InputError]()
     for name, photo in photos.items():
         try:
-            seen.append(_look(name, photo, options, limits, detector, timing))
+            seen.append(_look(name, photo, options, limits, models, timing))
         except InputError as error:
             error.photo = name
             refused.append(error)
@@ -276,8 +277,9 @@ def see(pixels: Pixels, confidence: float, max_faces: int, models: tuple[Model, 
     found = find_faces(pixels, confidence, detector, timing)
     found = found.take(np.arange(min(len(found), max_faces)))
     with timing.measure("preprocess"):
-        crops = [align(pixels, landmarks) for landmarks in found.landmarks]
-        qualities = [_quality(found, row, pixels, crop) for row, crop in enumerate(crops)]
+        aligned = [align(pixels, landmarks) for landmarks in found.landmarks]
+        qualities = [_quality(found, row, pixels, crop) for row, crop in enumerate(aligned)]
+        crops = [align_for(embedder.spec, pixels, found.landmarks[row], crop) for row, crop in enumerate(aligned)]
     usable = [row for row, quality in enumerate(qualities) if quality.size >= UNUSABLE_SIZE]
     embeddings = dict(zip(usable, _embed([crops[row] for row in usable], embedder, timing), strict=True))
     with timing.measure("postprocess"):
@@ -290,10 +292,18 @@ def stacked(seen: Sequence[SeenFace]) -> NDArray[np.float32]:
     return np.stack(rows) if rows else np.empty((0, 0), np.float32)
 
 
-def _look(name: str, photo: Pixels | InputError, options: EnrollOptions, limits: Limits, detector: Model, timing: Timing) -> _Seen:
+def _look(
+    name: str,
+    photo: Pixels | InputError,
+    options: EnrollOptions,
+    limits: Limits,
+    models: tuple[Model, Model],
+    timing: Timing,
+) -> _Seen:
     """The face of a photo that counts. Raises NoFace, SeveralFaces, FaceTooSmall, FaceBlurred, or what `photo` is."""
     if isinstance(photo, InputError):
         raise photo
+    detector, embedder = models
     found = find_faces(photo, options.confidence, detector, timing)
     try:
         row = choose(name, found, photo, options.face, options.confidence)
@@ -301,8 +311,9 @@ def _look(name: str, photo: Pixels | InputError, options: EnrollOptions, limits:
         sizes = (found.boxes[:, 2:] - found.boxes[:, :2]).min(axis=1)
         raise FaceTooSmall(name, float(sizes.max()), limits.size) from None
     with timing.measure("preprocess"):
-        crop = align(photo, found.landmarks[row])
-        quality = _quality(found, row, photo, crop)
+        aligned = align(photo, found.landmarks[row])
+        quality = _quality(found, row, photo, aligned)
+        crop = align_for(embedder.spec, photo, found.landmarks[row], aligned)
     if quality.size < limits.size:
         raise FaceTooSmall(name, quality.size, limits.size)
     if quality.sharpness < limits.sharpness:

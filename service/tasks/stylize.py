@@ -200,7 +200,7 @@ def style_canvas(picture: Pixels, size: tuple[int, int] | None = None) -> Pixels
 
 
 def list_styles(spec: ModelSpec) -> tuple[StyleInfo, ...]:
-    """The styles of a model that have names, in its network's order; empty where it has none. Raises SpecInvalid naming the file."""
+    """The styles of a model by name, in its network's order; empty where it has none. Raises SpecInvalid naming the file."""
     if spec.family == ONE:
         title = spec.name.replace("-", " ").replace("_", " ").capitalize()
         return (StyleInfo(name=spec.name, title=title, description=spec.summary, model=spec.name),)
@@ -219,14 +219,14 @@ def thumbnail(name: str, sample: Pixels, model: Model, timing: Timing, width: in
 
 def example(height: int = 288, width: int = 384) -> Pixels:
     """A picture for thumbnails where no photo is at hand: a ball before a sky that goes from blue to sand."""
-    rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
-    sky, sand, red = (np.array(color, np.float32) for color in ((70, 130, 200), (235, 215, 165), (200, 60, 50)))
+    rows, columns = np.mgrid[0:height, 0:width]
+    sky, sand, red = (np.array(color) for color in ((70, 130, 200), (235, 215, 165), (200, 60, 50)))
     down = rows[..., None] / height
     picture = sky * (1 - down) + sand * down
     across = np.hypot(rows - 0.55 * height, columns - 0.5 * width) / (0.3 * height)
     light = 1.2 - 0.6 * np.hypot(rows - 0.45 * height, columns - 0.43 * width)[..., None] / (0.3 * height)
     picture = np.where(across[..., None] < 1, red * light, picture)
-    return np.clip(picture, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(picture, 0, 255), np.uint8)
 
 
 def _check_family(spec: ModelSpec, options: StylizeOptions, has_style_image: bool) -> None:

@@ -98,6 +98,14 @@ class Model(Protocol):
         ...
 
 
+def run_all(pictures: Pixels, model: Model, timing: Timing, output: str) -> NDArray[np.generic]:
+    """One output of the graph "model" for pictures [n, h, w, 3]: in one run, or one after the other where its batch is fixed."""
+    adapter = model.spec.adapter
+    if adapter is None or adapter.free_batch:
+        return model.run({"pixels": pictures}, timing)[output]
+    return np.concatenate([model.run({"pixels": picture[None]}, timing)[output] for picture in pictures])
+
+
 class Strict(BaseModel):
     """Base of all options: unknown names are errors."""
 

@@ -207,6 +207,14 @@ def test_a_face_is_found_by_its_id(gallery: Gallery, face: Face, vector: Vector)
         assert gallery.face(collection, id_) is None
 
 
+def test_replaced_by_nothing_a_collection_is_gone(gallery: Gallery, face: Face) -> None:
+    gallery.enroll("default", "Ada", [face(1)])
+    gallery.enroll("other", "Bob", [face(2)])
+    assert gallery.replace("default", []) == 0
+    assert [collection.name for collection in gallery.collections()] == ["other"]
+    assert gallery.replace("default", []) == 0
+
+
 def test_a_subject_goes_with_its_last_face(gallery: Gallery, face: Face, vector: Vector) -> None:
     first, second = gallery.enroll("default", "Ada", [face(1), face(2)])
     with pytest.raises(FaceUnknown):

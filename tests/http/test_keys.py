@@ -31,12 +31,16 @@ NEEDS = {
     **dict.fromkeys(OPEN, "nothing"),
     **dict.fromkeys(["/classify", "/detect", "/detect-faces", "/verify-face", "/stylize", "/identify"], "use"),
     **dict.fromkeys(["/styles", "/styles/{name}/thumbnail.jpg"], "use"),
-    **dict.fromkeys(["/models", "/subjects", "/subjects/{subject}", "/subjects/{subject}/faces"], "manage"),
+    **dict.fromkeys(["/models", "/models/{name}", "/subjects", "/subjects/{subject}", "/subjects/{subject}/faces"], "manage"),
     "/subjects/{subject}/faces/{face_id}": "manage",
     "/metrics": "any",
     **dict.fromkeys(["/v2", "/v2/health/live", "/v2/health/ready"], "nothing"),
     **{model + end: "use" for model in TENSORS for end in ("", "/ready", "/config", "/infer")},
     **dict.fromkeys(["/v2/repository/index", *(f"/v2/repository/models/{{model}}/{do}" for do in ("load", "unload"))], "manage"),
+    **dict.fromkeys([f"/v1/vision/{name}" for name in ("detection", "custom/{model}", "custom/list", "scene", "face")], "use"),
+    **dict.fromkeys(["/v1/vision/face/match", "/v1/vision/face/recognize"], "use"),
+    **dict.fromkeys([f"/v1/vision/face/{name}" for name in ("register", "list", "delete")], "manage"),
+    **{f"/v1{place}/status/{name}": "nothing" for place in ("", "/server") for name in ("ping", "version", "updateavailable")},
 }
 FILLED = {
     "/static-offline-docs": "/static-offline-docs/swagger-ui.css",

@@ -12,10 +12,11 @@ from service.http import examples
 from service.http.app import create_app
 from service.http.cards import ForgottenFace, ForgottenSubject, FullSubject, RenamedSubject, Subjects
 from service.http.health import Alive, Ready
+from service.http.models import AddedModel, InspectedModel, Models, RemovedModel
 from service.http.openapi import ANY_TASK
 from service.http.options import read_options
 from service.http.problems import KINDS, MEDIA_TYPE, Problem
-from service.http.routes import Explanation, Links, Models, Styles
+from service.http.routes import Explanation, Links, Styles
 from service.http.tasks import TASKS, Task
 from service.tasks.options import properties
 from service.tasks.people import EnrollAnswer
@@ -24,6 +25,11 @@ TENSORS = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
 ANSWERS = {
     **{task.path: task.answer for task in TASKS if task.answer},
     "/models": Models,
+    "POST /models": AddedModel,
+    "dry_run /models": InspectedModel,
+    "GET /models/{name}": ModelCard,
+    "PATCH /models/{name}": ModelCard,
+    "DELETE /models/{name}": RemovedModel,
     "/styles": Styles,
     "/health/live": Alive,
     "/health/ready": Ready,
@@ -68,6 +74,10 @@ def test_every_path_of_the_contract_is_there(document: dict[str, Any]) -> None:
         "DELETE /subjects/{subject}",
         "DELETE /subjects/{subject}/faces/{face_id}",
         "GET /models",
+        "POST /models",
+        "GET /models/{name}",
+        "PATCH /models/{name}",
+        "DELETE /models/{name}",
         "GET /styles",
         "GET /styles/{name}/thumbnail.jpg",
         "GET /health/live",
@@ -82,6 +92,10 @@ def test_every_path_of_the_contract_is_there(document: dict[str, Any]) -> None:
         *(f"POST {model}/infer" for model in TENSORS),
         "POST /v2/repository/index",
         *(f"POST /v2/repository/models/{{model}}/{do}" for do in ("load", "unload")),
+        *(f"POST /v1/vision/{name}" for name in ("detection", "custom/{model}", "custom/list", "scene", "face")),
+        *(f"POST /v1/vision/face/{name}" for name in ("match", "recognize", "register", "list", "delete")),
+        "GET /v1/vision/custom/list",
+        *(f"GET /v1{place}/status/{name}" for place in ("", "/server") for name in ("ping", "version", "updateavailable")),
     }
     assert document["openapi"].startswith("3.1")
 

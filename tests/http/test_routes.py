@@ -273,7 +273,7 @@ def test_an_unknown_path_is_a_problem(client: TestClient, path: str) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
-    [("GET", "/classify", "POST, OPTIONS"), ("HEAD", "/classify", "POST, OPTIONS"), ("POST", "/models", "GET, HEAD, OPTIONS")],
+    [("GET", "/classify", "POST, OPTIONS"), ("HEAD", "/classify", "POST, OPTIONS"), ("POST", "/styles", "GET, HEAD, OPTIONS")],
 )
 def test_a_wrong_method_names_the_right_ones(client: TestClient, method: str, path: str, allowed: str) -> None:
     response = client.request(method, path)

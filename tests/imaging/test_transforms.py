@@ -23,6 +23,7 @@ from service.imaging.transforms import (
     letterbox,
     resize,
     similarity,
+    stretch,
     use_one_thread,
     warp,
 )
@@ -111,6 +112,23 @@ def test_center_crop_takes_the_middle(
 
 
 @pytest.mark.parametrize(
+    ("shape", "size", "crop", "rows", "columns"),
+    [
+        ((100, 100), (50, 100), 1.0, (25, 75), (0, 100)),
+        ((100, 100), (30, 10), 1.0, (0, 100), (34, 67)),
+        ((60, 200), (30, 60), 0.5, (15, 45), (70, 130)),
+        ((200, 60), (1, 3), 1.0, (90, 110), (0, 60)),
+    ],
+)
+def test_center_crop_takes_the_largest_part_of_other_proportions(
+    shape: tuple[int, int], size: tuple[int, int], crop: float, rows: tuple[int, int], columns: tuple[int, int]
+) -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    middle = photo[rows[0] : rows[1], columns[0] : columns[1]]
+    assert np.array_equal(center_crop(photo, size, crop), resize(middle, *size))
+
+
+@pytest.mark.parametrize(
     ("shape", "inside", "corner"),
     [
         ((300, 400), (312, 416), (52, 0)),
@@ -127,6 +145,27 @@ def test_letterbox_keeps_proportions_and_centres(shape: tuple[int, int], inside:
     expected = np.full((416, 416, 3), 128, np.uint8)
     expected[top : top + inside[0], left : left + inside[1]] = 200
     assert np.array_equal(boxed, expected)
+
+
+def test_letterbox_may_leave_room_at_the_bottom_and_the_right_only() -> None:
+    photo = np.full((100, 50, 3), 9, np.uint8)
+    boxed, placement = letterbox(photo, 60, 160, fill=114, padding="bottom-right")
+    assert placement == Placement(0.6, 0.6, 0, 0)
+    assert (boxed[:60, :30] == 9).all()
+    assert (boxed[:, 30:] == 114).all()
+    below, placement = letterbox(photo.transpose(1, 0, 2), 100, 100, padding="bottom-right")
+    assert placement.top == 0
+    assert below[[49, 50], 0, 0].tolist() == [9, 128]
+
+
+@pytest.mark.parametrize("grid", [None, Grid(200, 400, 2), Grid(201, 399, 2, left=-1, top=1)])
+def test_stretch_ignores_proportions_and_says_so(grid: Grid | None) -> None:
+    photo = np.random.default_rng(1).integers(0, 256, (100, 200, 3), dtype=np.uint8)
+    stretched, placement = stretch(photo, 50, 60, "area", grid)
+    assert np.array_equal(stretched, resize(photo, 50, 60, "area"))
+    step, left, top = (1, 0, 0) if grid is None else (grid.step, grid.left, grid.top)
+    corner = placement.to_photo(np.float32([(0, 0, 60, 50)]))[0]
+    assert corner.tolist() == pytest.approx([left, top, left + 200 * step, top + 100 * step])
 
 
 def test_letterbox_to_a_rectangle_with_another_fill() -> None:

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import pytest
 
 SCRIPTS = (
-    *("accuracy", "faces", "frigate", "gallery", "gallery_crash", "gallery_load", "latency"),
+    *("accuracy", "faces", "frigate", "gallery", "gallery_crash", "gallery_load", "hotload", "latency"),
     *("limit", "overload", "painting", "serve", "soak", "startup"),
 )
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
@@ -124,6 +124,14 @@ def test_bars_compare_within_a_round() -> None:
     assert values["/classify defaults, 8 connections, of the int8 limit"] == (pytest.approx(0.7), "no")
     assert values["/classify defaults, p99 / p50 at 8 connections"] == (pytest.approx(1.4), "yes")
     assert values["/detect defaults, 8 connections, of the best peer"] == (None, "not measured")
+
+
+def test_answers_that_frigate_would_not_wait_for_are_counted() -> None:
+    from frigate import summary
+
+    figures = summary([10.0] * 98 + [100.0, 250.0])
+    assert (figures["answers"], figures["p50, ms"], figures["longest, ms"], figures["share over 0.1 s"]) == (100, 10, 250, 0.01)
+    assert summary([5.0])["p99, ms"] == 5
 
 
 def test_plots_are_pictures_with_every_name_in_them() -> None:

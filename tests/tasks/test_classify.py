@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from service.errors import OptionInvalid, SpecInvalid
+from service.imaging.transforms import resize as scaled
 from service.repository.spec import ModelSpec, load_spec
 from service.tasks.classify import ClassifyOptions, classify, crop_scale, prepare, softmax
 from service.tasks.task import Timing
@@ -98,6 +99,15 @@ def test_the_shorter_side_sets_how_much_is_seen() -> None:
     scale = crop_scale(SPEC)
     assert scale(256, 9000) == scale(9000, 256) == 1
     assert scale(1024, 2048) == 0.25
+
+
+@pytest.mark.parametrize(("resize", "size"), [("stretch", (224, 224)), ("stretch", (32, 100)), ("center-crop", (60, 24))])
+def test_a_photo_comes_at_the_size_that_the_manifest_says(resize: str, size: tuple[int, int]) -> None:
+    wanted = SPEC.input.model_copy(update={"resize": resize, "size": size, "crop": 1.0, "interpolation": "area"})
+    spec = SPEC.model_copy(update={"input": wanted})
+    rows, columns = (slice(0, 40), slice(0, 30)) if resize == "stretch" else (slice(0, 40), slice(7, 23))
+    assert np.array_equal(prepare(PICTURE, spec), scaled(PICTURE[rows, columns], *size, "area"))
+    assert crop_scale(spec)(2 * size[0], 4 * size[1]) == 0.5
 
 
 def test_labels_are_plain_distinct_and_in_the_standard_order() -> None:

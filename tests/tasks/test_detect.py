@@ -93,6 +93,53 @@ def test_the_longer_side_sets_how_much_is_seen() -> None:
     assert (letterbox_scale(oblong)(832, 832), letterbox_scale(oblong)(208, 832)) == (0.25, 0.5)
 
 
+def spec_with(nms: bool = True, **given: Any) -> ModelSpec:
+    return SPEC.model_copy(update={"nms": nms, "input": SPEC.input.model_copy(update=given)})
+
+
+def test_a_stretched_photo_gets_its_boxes_back_on_both_axes() -> None:
+    model = FakeModel([(104, 104, 208, 416, 0, 0.9, 0)], spec=spec_with(resize="stretch"))
+    (found,) = detect(WIDE, DetectOptions(), model, Timing())
+    assert corners(found) == pytest.approx((52, 26, 104, 104))
+    assert (model.fed[0]["pixels"] == 0).all()  # no border
+    (found,) = detect(WIDE, DetectOptions(), model, Timing(), Grid(208, 416, 2))
+    assert corners(found) == pytest.approx((104, 52, 208, 208))
+
+
+def test_the_border_lies_where_the_manifest_says() -> None:
+    model = FakeModel([(20, 20, 60, 60, 0, 0.9, 0)], spec=spec_with(fill=114, padding="bottom-right"))
+    (found,) = detect(WIDE, DetectOptions(), model, Timing())
+    assert corners(found) == pytest.approx((10, 10, 30, 30))
+    canvas = model.fed[0]["pixels"][0]
+    assert (canvas[:208] == 0).all()
+    assert (canvas[208:] == 114).all()
+
+
+def test_of_a_stretched_photo_the_side_that_is_seen_better_counts() -> None:
+    scale = letterbox_scale(spec_with(resize="stretch", size=(208, 416)))
+    assert (scale(832, 832), scale(208, 8320), scale(8320, 832)) == (0.5, 1, 0.5)
+
+
+def test_models_that_choose_for_themselves_get_no_nms_unless_it_is_asked_for() -> None:
+    rows = [(100, 150, 200, 250, 0.5, 0.3, 0), (102, 150, 202, 250, 0.9, 0, 0), (0, 150, 9, 250, 0.1, 0, 0.2)]
+    model = FakeModel(rows, spec=spec_with(nms=False))
+
+    def confidences(**given: Any) -> list[float]:
+        return [round(found.confidence, 2) for found in detect(WIDE, DetectOptions(**given), model, Timing())]
+
+    assert confidences() == [0.9, 0.5, 0.3]
+    assert confidences(confidence=0.2) == [0.9, 0.5, 0.3, 0.2]
+    assert confidences(max_detections=2) == [0.9, 0.5]
+    assert confidences(class_agnostic=True) == [0.9]
+    broken = FakeModel([*rows, (np.nan, 150, 200, 250, 0.8, 0, 0), (10, 150, 20, 250, np.nan, 0, 0)], spec=model.spec)
+    assert len(detect(WIDE, DetectOptions(), broken, Timing())) == 3
+
+
+@pytest.mark.parametrize("nms", [False, True])
+def test_a_model_may_answer_no_boxes_at_all(nms: bool) -> None:
+    assert detect(WIDE, DetectOptions(confidence=0), FakeModel([], spec=spec_with(nms)), Timing()) == []
+
+
 SAME = (100.0, 150.0, 200.0, 250.0)
 LIKE = (105.0, 150.0, 205.0, 250.0)
 APART = (250.0, 150.0, 350.0, 250.0)

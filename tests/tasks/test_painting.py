@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from service.loaded import LoadedModel
 from service.repository.spec import ModelSpec, load_spec
 from service.repository.store import own_manifests
-from service.tasks.painting import HALO, MIN_SIDE, TILE, fade, keep_color, measure, paint, paint_tiles, shrink, spans
+from service.tasks.painting import HALO, MIN_SIDE, TILE, fade, keep_color, measure, paint, paint_tiles, paint_whole, shrink, spans
 from service.tasks.task import Tensors, Timing
 
 Pixels = NDArray[np.uint8]
@@ -156,3 +156,57 @@ def test_keep_color_of_a_picture_with_itself_changes_nothing(photo: Photo) -> No
 def test_fade(opacity: float, wanted: int) -> None:
     photo, painted = (np.full((2, 2, 3), level, np.uint8) for level in (100, 200))
     assert fade(photo, painted, opacity).tolist() == np.full((2, 2, 3), wanted).tolist()
+
+
+# other people's networks
+
+
+def with_input(**given: object) -> Negative:
+    spec = load_spec(own_manifests() / "multistyle26")
+    return Negative(spec=spec.model_copy(update={"input": spec.input.model_copy(update={"size": None, "multiple_of": 1, **given})}))
+
+
+@pytest.mark.parametrize(("multiple", "fed"), [(1, (41, 63)), (4, (44, 64)), (32, (64, 64))])
+def test_a_network_of_any_size_paints_the_photo_as_it_is(multiple: int, fed: tuple[int, int]) -> None:
+    model, pixels = with_input(multiple_of=multiple), noise(41, 63)
+    np.testing.assert_array_equal(paint_whole(pixels, {}, model, Timing()), 255 - pixels)
+    assert model.runs == [("model", (1, *fed, 3))]
+
+
+def test_a_large_photo_is_painted_smaller_and_scaled_up() -> None:
+    model, pixels = with_input(multiple_of=8), np.full((1500, 2500, 3), 60, np.uint8)
+    pixels[:, 1250:] = 200
+    painted = paint_whole(pixels, {}, model, Timing())
+    ((_, (_, rows, columns, _)),) = model.runs
+    assert rows % 8 == columns % 8 == 0
+    assert TILE * TILE * 0.99 < rows * columns < TILE * TILE * 1.02
+    assert painted.shape == pixels.shape
+    assert (painted[:, :1200] == 195).all()
+    assert (painted[:, 1300:] == 55).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 60), (600, 300), (1, 700), (16, 2000)])
+def test_a_network_of_one_size_paints_all_of_the_photo(height: int, width: int) -> None:
+    model, pixels = with_input(size=(48, 56)), np.full((height, width, 3), 60, np.uint8)
+    painted = paint_whole(pixels, {"more": STYLE}, model, Timing())
+    assert model.runs == [("model", (1, 48, 56, 3))]
+    assert painted.tolist() == np.full_like(pixels, 195).tolist()
+
+
+def test_what_a_photo_leaves_free_is_its_own_reflection() -> None:
+    seen: list[Pixels] = []
+
+    def run(feeds: Tensors, timing: Timing, graph: str = "model") -> Tensors:
+        seen.append(feeds["pixels"][0])
+        return {"painted": feeds["pixels"]}
+
+    model, pixels = with_input(size=(24, 16)), noise(16, 16)
+    model.run = run  # type: ignore[method-assign]
+    assert np.array_equal(paint_whole(pixels, {}, model, Timing()), pixels)
+    assert np.array_equal(seen[0][16:24], pixels[14:6:-1])
+
+
+def test_a_network_that_rounds_sides_is_brought_back() -> None:
+    model = with_input()
+    model.run = lambda feeds, timing, graph="model": {"painted": np.full((1, 24, 44, 3), 9, np.uint8)}  # type: ignore[method-assign]
+    assert paint_whole(noise(21, 42), {}, model, Timing()).tolist() == np.full((21, 42, 3), 9).tolist()

@@ -18,9 +18,12 @@ from service.repository.store import own_manifests
 from service.tasks.stylize import (
     BY_NAME,
     BY_PICTURE,
+    ONE,
     SAMPLE,
+    TWO,
     StyleInfo,
     StylizeOptions,
+    example,
     families_for,
     list_styles,
     pick_painter,
@@ -255,6 +258,88 @@ def test_options_out_of_range_are_refused(given: dict[str, object]) -> None:
     with pytest.raises(ValidationError) as caught:
         StylizeOptions(**given)
     assert caught.value.errors()[0]["loc"] == tuple(given)
+
+
+def other(name: str, family: str, size: tuple[int, int] | None = None) -> ModelSpec:
+    wanted = MULTISTYLE.input.model_copy(update={"size": size})
+    given = {"name": name, "family": family, "default": False, "styles": None, "summary": f"{name} in words", "input": wanted}
+    return MULTISTYLE.model_copy(update=given)
+
+
+MOSAIC, UDNIE, PAIR = other("mosaic-8.onnx", ONE), other("udnie", ONE, (224, 224)), other("pair", TWO, (32, 64))
+
+
+def test_a_network_of_one_style_lends_it_its_name() -> None:
+    (style,) = list_styles(MOSAIC)
+    assert style == StyleInfo(name="mosaic-8.onnx", title="Mosaic 8.onnx", description="mosaic-8.onnx in words", model="mosaic-8.onnx")
+
+
+@pytest.mark.parametrize(
+    ("options", "has_image", "wanted"),
+    [
+        ({"style": "ink-wash"}, False, "multistyle26"),
+        ({"style": "udnie"}, False, "udnie"),
+        ({"style": " Mosaic-8.onnx:2 "}, False, "mosaic-8.onnx"),
+        ({"style": "ink-wash,"}, False, "multistyle26"),
+        ({"model": "udnie"}, False, "udnie"),
+        ({"model": "pair"}, True, "pair"),
+        ({}, True, "magenta-arbitrary"),
+    ],
+)
+def test_a_style_is_painted_by_the_model_that_has_it(options: dict[str, str], has_image: bool, wanted: str) -> None:
+    specs = [MOSAIC, PAIR, UDNIE, MAGENTA, MULTISTYLE]
+    assert pick_painter(specs, StylizeOptions(**options), has_image).name == wanted
+
+
+def test_a_style_picture_goes_to_the_first_model_for_one_where_none_is_the_default() -> None:
+    assert pick_painter([UDNIE, PAIR], StylizeOptions(), True).name == "pair"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"style": "ink-wash,udnie"}, OptionInvalid, "styles of one model; ink-wash is of multistyle26, udnie is of udnie"),
+        ({"style": "undie"}, StyleUnknown, "no style 'undie'; use one of: udnie,"),
+        ({"style": "undie", "model": "udnie"}, None, ""),
+        ({"model": "pair"}, OptionInvalid, "say what to paint like"),
+    ],
+)
+def test_a_style_that_no_model_has_is_refused(options: dict[str, str], error: type[Exception] | None, message: str) -> None:
+    specs = [MULTISTYLE, UDNIE, PAIR]
+    if error is None:  # the model is named: it says itself what it has
+        with pytest.raises(StyleUnknown, match="use one of: udnie"):
+            stylize(flat(9), StylizeOptions(**options), None, Fake(UDNIE), Timing(), 2048)
+    else:
+        with pytest.raises(error, match=message):
+            pick_painter(specs, StylizeOptions(**options), False)
+
+
+@pytest.mark.parametrize(("strength", "wanted"), [(0.0, 100), (0.3, 130), (1.0, 200)])
+@pytest.mark.parametrize("spec", [MOSAIC, UDNIE, PAIR])
+def test_other_peoples_networks_are_laid_over_the_photo(spec: ModelSpec, strength: float, wanted: int) -> None:
+    model, style = Fake(spec), flat(80, 90, 30) if spec is PAIR else None
+    options = StylizeOptions(style=None if spec is PAIR else spec.name, strength=strength, max_side=64)
+    painted = stylize(flat(100, 80, 128), options, style, model, Timing(), 2048)
+    assert painted.tolist() == flat(wanted, 40, 64).tolist()
+    ((graph, feeds),) = model.feeds
+    assert (graph, feeds["pixels"].shape[1:3]) == ("model", spec.input.size or (40, 64))
+    assert ("style_pixels" in feeds) == (spec is PAIR)
+    if spec is PAIR:
+        assert feeds["style_pixels"].tolist() == flat(80, 32, 64)[None].tolist()
+
+
+def test_a_style_picture_of_any_size_keeps_its_proportions_for_a_network_of_two_pictures() -> None:
+    model = Fake(other("pair", TWO))
+    stylize(flat(100), StylizeOptions(), flat(80, 400, 600), model, Timing(), 2048)
+    assert model.feeds[0][1]["style_pixels"].shape == (1, 224, 320, 3)
+
+
+def test_thumbnails_of_one_style_need_no_weights_of_styles() -> None:
+    sample = example()
+    with Image.open(BytesIO(thumbnail("udnie", sample, Fake(UDNIE), Timing()))) as opened:
+        assert opened.size == (192, 144)
+        assert opened.getpixel((90, 70)) == pytest.approx((200, 200, 200), abs=3)
+    assert sample.std(axis=(0, 1)).min() > 10  # there is something to be painted
 
 
 def test_every_built_in_style_has_its_own_name_and_words() -> None:

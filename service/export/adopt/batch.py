@@ -54,7 +54,7 @@ def _factors(sizes: Array, incoming: list[int]) -> Array:
     """float32 factors that bring `incoming` to exactly `sizes`: lengths are rounded down."""
     factors = (sizes / np.array(incoming)).astype(np.float32)
     short = np.floor(np.array(incoming, np.float32) * factors) < sizes
-    return np.where(short, np.nextafter(factors, np.float32(np.inf)), factors)
+    return np.asarray(np.where(short, np.nextafter(factors, np.float32(np.inf)), factors))
 
 
 def _forget_allowzero(node: NodeProto, known: dict[str, Array]) -> None:

@@ -113,7 +113,8 @@ def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
 
 
 def _drop_weight_inputs(model: ModelProto) -> None:
-    """Weights that are inputs too, IR version 3's habit, cannot be folded by runtimes."""
+    """Weights that are inputs too, as IR version 3 has them, cannot be folded by runtimes."""
+    model.ir_version = max(model.ir_version, 4)
     weights = {tensor.name for tensor in model.graph.initializer}
     _keep_inputs(model, [value for value in model.graph.input if value.name not in weights])
 
@@ -139,7 +140,8 @@ def _picture_input(model: ModelProto, contract: Contract) -> ValueInfoProto:
     wanted = contract.input or next(iter(names), "")
     if wanted not in names:
         raise ExportFailed(f"there is no input {wanted!r}; the inputs are: {', '.join(names) or '(none)'}")
-    return model.graph.input[names.index(wanted)]
+    found: ValueInfoProto = model.graph.input[names.index(wanted)]
+    return found
 
 
 def _chosen(model: ModelProto, contract: Contract) -> list[Output]:

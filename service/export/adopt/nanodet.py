@@ -21,7 +21,8 @@ SHIFT, SHIFT_PLUS = 0.5, 0.0
 def nanodet(tail: Tail, outputs: Sequence[Output], contract: Contract) -> None:
     """Class scores [n, k, C] of every stride and distributions [n, k, 4 * bins] of every stride as boxes and scores.
 
-    The scores may come before the distributions or by turns with them. NanoDet-Plus: one output [n, k, C + 4 * bins] of all strides.
+    The scores may come before the distributions or by turns with them. NanoDet-Plus has one output [n, k, C + 4 * bins] of all
+    strides.
     """
     if tail.size is None:
         raise ExportFailed("NanoDet needs a fixed size: its cells are counted from it")
@@ -54,7 +55,9 @@ def _parted(outputs: Sequence[Output], contract: Contract) -> tuple[Sequence[Out
         heads, rest = list(outputs[:half]), list(outputs[half:])
     if len(heads) != len(rest) or len(heads) != len(contract.strides or heads) or _columns(rest[0]) % 4:
         found = ", ".join(output.label for output in outputs)
-        raise ExportFailed(f"NanoDet answers [n, k, {contract.classes}] and [n, k, 4 * bins] for every stride; these were found: {found}")
+        raise ExportFailed(
+            f"NanoDet answers [n, k, {contract.classes}] and [n, k, 4 * bins] for every stride; these were found: {found}"
+        )
     return heads, rest
 
 

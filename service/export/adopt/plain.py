@@ -6,10 +6,12 @@ import numpy as np
 from onnx import TensorProto
 
 from service.errors import ExportFailed
+from service.export.adopt.entrance import enter, fix_size, picture_size
 from service.export.adopt.queries import expected
-from service.export.adopt.tail import Output, Tail
+from service.export.adopt.tail import GIVEN, PIXELS, Output, Tail
 from service.export.contract import Contract
 
+STYLE = "style_pixels"
 LEAST = 1e-12
 """Added to probabilities before their logarithm is taken."""
 
@@ -27,7 +29,7 @@ def probabilities(tail: Tail, outputs: Sequence[Output], contract: Contract) -> 
     _expose_classes(tail, tail.node("Log", above), given, contract)
 
 
-def embedding(tail: Tail, outputs: Sequence[Output], contract: Contract) -> None:
+def embedding(tail: Tail, outputs: Sequence[Output], _: Contract) -> None:
     """One row a picture as embedding [n, d], of the file's own length."""
     (given,) = expected(outputs, "embedding")
     tail.expose(_flat(tail, given), "embedding", ["n", _length(given) or "d"])
@@ -48,6 +50,21 @@ def picture(tail: Tail, outputs: Sequence[Output], contract: Contract) -> None:
         x = tail.concat(x, x, x, axis=3)
     whole = tail.node("Floor", tail.add(_clipped(tail, x), 0.5))
     tail.expose(tail.cast(whole, TensorProto.UINT8), "painted", ["n", "h", "w", 3], TensorProto.UINT8)
+
+
+def picture_and_style(tail: Tail, outputs: Sequence[Output], contract: Contract) -> None:
+    """The same with a second picture as the style, the input "style_pixels" uint8 RGB: both of the same size, or both of any."""
+    others = [value for value in tail.graph.input if value.name != PIXELS]
+    if len(others) != 1:
+        found = ", ".join(value.name.removeprefix(GIVEN) for value in others) or "(none)"
+        raise ExportFailed(f"beside the picture there should be one input, the style's; found: {found}")
+    (style,) = others
+    if tail.size is None and picture_size(style, contract) != (None, None):
+        raise ExportFailed(f"the input {style.name.removeprefix(GIVEN)!r} has a fixed size and the picture's is free")
+    same = contract.model_copy(update={"size": tail.size})
+    fix_size(style, same)
+    enter(tail, style, same, STYLE)
+    picture(tail, outputs, contract)
 
 
 def _in_bytes(tail: Tail, x: str, contract: Contract) -> str:

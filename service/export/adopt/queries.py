@@ -43,7 +43,7 @@ def expected(outputs: Sequence[Output], *names: str) -> Sequence[Output]:
 
 
 def state_size(tail: Tail, *order: Literal["height", "width"]) -> None:
-    """Every input beside the pixels becomes a constant [1, 2], the size of the pixels. Raises ExportFailed for one of another shape."""
+    """Every input beside the pixels becomes a constant [1, 2], the size of the pixels. Raises ExportFailed for another shape."""
     for value in [value for value in tail.graph.input if value.name != PIXELS]:
         kind = value.type.tensor_type
         axes = [dim.dim_value for dim in kind.shape.dim]

@@ -8,11 +8,13 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from service.errors import ExportFailed
+from service.export.rewrite import Array
 
 GIVEN = "given/"
 """Before every name of the foreign file, so that none of them is one of the house."""
 PIXELS = "pixels"
 Dim = int | str | None
+Values = float | Sequence[Any] | Array
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,10 @@ class Output:
 
 
 class Tail:
-    """Adds nodes to a copy-free `model`; names are made up. Every method gives the name of the tensor that it made.
+    """Adds nodes to `model`, in place; names are made up. Most methods give the name of the tensor that they made.
 
-    Nodes may be added in any order and may feed the foreign graph: `finish` sorts them. `size`: height and width of the pixels where
-    they are fixed.
+    Nodes may be added in any order and may feed the foreign graph: `finish` sorts them.
+    size: height and width of the pixels where they are fixed.
     """
 
     def __init__(self, model: ModelProto, size: tuple[int, int] | None = None) -> None:
@@ -120,16 +122,16 @@ class Tail:
             return x
         return self.sigmoid(x) if activation == "sigmoid" else self.softmax(x, rank)
 
-    def add(self, x: str, by: str | float | Sequence[Any]) -> str:
+    def add(self, x: str, by: str | Values) -> str:
         return self._arithmetic("Add", x, by)
 
-    def sub(self, x: str, by: str | float | Sequence[Any]) -> str:
+    def sub(self, x: str, by: str | Values) -> str:
         return self._arithmetic("Sub", x, by)
 
-    def mul(self, x: str, by: str | float | Sequence[Any]) -> str:
+    def mul(self, x: str, by: str | Values) -> str:
         return self._arithmetic("Mul", x, by)
 
-    def _arithmetic(self, operator: str, x: str, by: str | float | Sequence[Any]) -> str:
+    def _arithmetic(self, operator: str, x: str, by: str | Values) -> str:
         return self.node(operator, x, by if isinstance(by, str) else self.constant(by))
 
     def corners(self, boxes: str) -> str:

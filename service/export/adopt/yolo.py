@@ -6,10 +6,8 @@ Every decoder appends nodes that give "boxes" float32 [n, k, 4] as x_min, y_min,
 
 from collections.abc import Sequence
 
-from onnx import TensorProto
-
 from service.errors import ExportFailed
-from service.export.adopt.cells import grid
+from service.export.adopt.cells import grids, places
 from service.export.adopt.tail import Output, Tail
 from service.export.contract import Contract
 from service.export.rewrite import BATCH
@@ -37,7 +35,9 @@ def yolox(tail: Tail, outputs: Sequence[Output], contract: Contract) -> None:
     Reference: Ge, Liu, Wang, Li and Sun 2021, YOLOX: Exceeding YOLO Series in 2021.
     """
     rows = _rows(tail, outputs, contract, 5)
-    cells, unit = _grid_of_all(tail, outputs[0], contract.strides or STRIDES)
+    strides = contract.strides or STRIDES
+    _check_places(tail, outputs[0], strides)
+    cells, unit = grids(tail, strides)
     centre = tail.mul(tail.add(tail.cut(rows, 0, 2, 2), cells), unit)
     half = tail.mul(tail.mul(tail.node("Exp", tail.cut(rows, 2, 4, 2)), unit), 0.5)
     boxes = tail.concat(tail.sub(centre, half), tail.add(centre, half), axis=2)
@@ -99,16 +99,10 @@ def _scaled(tail: Tail, coordinates: str, contract: Contract) -> str:
     return tail.mul(coordinates, tail.sides()) if contract.boxes == "unit" else coordinates
 
 
-def _grid_of_all(tail: Tail, output: Output, strides: Sequence[int]) -> tuple[str, str]:
-    """Column and row of each place [1, k, 2] and the stride that it has [1, k, 1], float32."""
-    parts, units = [], []
-    for stride in strides:
-        cells = grid(tail, stride)
-        parts.append(cells)
-        units.append(tail.add(tail.mul(tail.cut(cells, 0, 1, 2), 0.0), float(stride)))
-    if tail.size is not None:
-        places = sum((tail.size[0] // stride) * (tail.size[1] // stride) for stride in strides)
-        known = output.shape[1:] if output.shape else ()
-        if known and None not in known and places not in known:
-            raise ExportFailed(f"strides {list(strides)} have {places} places at {tail.size[1]}x{tail.size[0]}; the file: {output.label}")
-    return tail.concat(*parts, axis=1), tail.concat(*units, axis=1)
+def _check_places(tail: Tail, output: Output, strides: Sequence[int]) -> None:
+    shape = output.shape or ()
+    if tail.size is None or None in shape[1:]:
+        return
+    if (wanted := places(tail.size, strides)) not in shape[1:]:
+        height, width = tail.size
+        raise ExportFailed(f"{width}x{height} pixels have {wanted} places in strides {list(strides)}, other than {output.label}")

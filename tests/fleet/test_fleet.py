@@ -1,0 +1,163 @@
+"""Models come, change and go while requests run, and what is wrong never takes the place of what is right."""
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.errors import ModelFixed, ModelUnknown, NotReady, SetupError
+from service.fleet import Fleet
+from service.fleet.folders import Watcher, look, signature
+from service.repository.progress import Silent
+from service.settings import Settings
+from service.tasks.detect import DetectOptions, detect
+from service.tasks.task import Timing
+
+MakeModel = Callable[..., Path]
+FleetOf = Callable[..., Fleet]
+GREY = np.full((64, 64, 3), 128, np.uint8)
+
+
+def where(fleet: Fleet, name: str) -> float:
+    """The middle of the one box that the model called `name` finds."""
+    (found,) = detect(GREY, DetectOptions(), fleet.get(name), Timing())
+    return (found.box.x_min + found.box.x_max) / 2
+
+
+def test_a_users_model_answers_and_its_file_stays_as_it_was(fleet_of: FleetOf, make_model: MakeModel) -> None:
+    folder = make_model("mine", 20)
+    before = signature(folder)
+    with closing(fleet_of("mine")) as fleet:
+        assert where(fleet, "mine") == 20
+        assert fleet.state("mine") == "ready"
+        assert [card.name for card in fleet.describe()] == ["mine"]
+    assert signature(folder) == before
+    assert (folder / ".built" / "model.onnx").is_file()
+
+
+def test_a_model_is_replaced_under_fire_and_the_old_one_ends_with_its_last_request(
+    fleet_of: FleetOf, make_model: MakeModel
+) -> None:
+    make_model("mine", 20)
+    with closing(fleet_of("mine")) as fleet:
+        lane, seen, failed = fleet.get("mine").lane, set[float](), list[Exception]()
+        stop = threading.Event()
+
+        def ask() -> None:
+            while not stop.is_set():
+                try:
+                    seen.add(where(fleet, "mine"))
+                except Exception as error:  # noqa: BLE001 - whatever it is, it is what must not happen
+                    failed.append(error)
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for x in (30, 40):
+            make_model("mine", x)
+            fleet.refresh()
+        end = time.monotonic() + 30
+        while 40 not in seen and time.monotonic() < end:
+            time.sleep(0.01)
+        stop.set()
+        for thread in threads:
+            thread.join(30)
+        assert failed == []
+        assert {20.0, 40.0} <= seen <= {20.0, 30.0, 40.0}
+        with pytest.raises(NotReady):
+            lane.submit("model", {"pixels": GREY[None]})
+
+
+def test_a_request_that_holds_a_dropped_model_still_gets_its_answer(fleet_of: FleetOf, make_model: MakeModel) -> None:
+    make_model("mine", 20)
+    with closing(fleet_of("mine")) as fleet:
+        held = fleet.get("mine")
+        fleet.unload("mine")
+        assert fleet.state("mine") == "unloaded"
+        with pytest.raises(ModelUnknown):
+            fleet.get("mine")
+        assert len(detect(GREY, DetectOptions(), held, Timing())) == 1
+        fleet.load("mine")
+        assert where(fleet, "mine") == 20
+        assert fleet.get("mine") is not held
+
+
+def test_folders_that_come_change_and_go_are_followed(
+    fleet_of: FleetOf, make_model: MakeModel, repository: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_model("first", 20)
+    with closing(fleet_of("first")) as fleet:
+        make_model("second", 40, default=True)
+        fleet.refresh()
+        assert where(fleet, "second") == 40
+        assert fleet.spec("detect", None).name == "second"
+        (repository / "second").rename(repository / "away")
+        (repository / "away" / "model.toml").unlink()
+        (repository / "away" / "box.onnx").unlink()
+        fleet.refresh()
+        assert "second" not in fleet.names()
+        assert fleet.spec("detect", None).name == "first"
+
+
+@pytest.mark.parametrize("wrong", ["manifest", "labels", "digest"])
+def test_a_bad_new_version_never_replaces_a_good_one(fleet_of: FleetOf, make_model: MakeModel, wrong: str) -> None:
+    folder = make_model("mine", 20)
+    with closing(fleet_of("mine")) as fleet:
+        if wrong == "manifest":
+            (folder / "model.toml").write_text("name = ")
+        elif wrong == "labels":
+            (folder / "labels.txt").write_text("box\n")
+            (folder / "model.toml").write_text((folder / "model.toml").read_text().replace("A box", "Another box"))
+        else:
+            text = make_model("mine", 40).joinpath("model.toml").read_text()
+            (folder / "model.toml").write_text(text.replace('sha256 = "', f'sha256 = "{"0" * 64}"\n# ')[: len(text) + 80])
+        fleet.refresh()
+        assert where(fleet, "mine") == 20
+        assert fleet.reason("mine")
+        make_model("mine", 50)
+        fleet.refresh()
+        assert where(fleet, "mine") == 50
+        assert fleet.reason("mine") is None
+
+
+def test_what_is_wrong_with_a_users_model_does_not_keep_the_service_from_starting(
+    settings: Settings, make_model: MakeModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = make_model("broken")
+    (folder / "box.onnx").write_bytes(b"no")
+    (folder / "model.toml").write_text((folder / "model.toml").read_text())
+    fleet = Fleet(settings, Silent())
+    assert "broken" in fleet.names()
+    with pytest.raises(SetupError):
+        fleet.get("broken")
+    named = Fleet(settings.model_copy(update={"models": ("broken",)}), Silent())
+    with closing(named), pytest.raises(SetupError):
+        named.start()
+
+
+def test_models_of_the_service_are_not_removed(fleet_of: FleetOf, make_model: MakeModel) -> None:
+    make_model("mine")
+    with closing(fleet_of("mine", "yunet")) as fleet:
+        with pytest.raises(ModelFixed, match="comes with the service"):
+            fleet.remove("yunet")
+        with pytest.raises(ModelUnknown):
+            fleet.remove("nothing")
+        fleet.remove("mine")
+        assert fleet.names() == ["yunet"]
+
+
+def test_a_watcher_waits_until_nothing_moves_any_more(settings: Settings, make_model: MakeModel, repository: Path) -> None:
+    changed = threading.Event()
+    watcher = Watcher(settings.model_copy(update={"reload_seconds": 0.02}), changed.set)
+    watcher.start()
+    try:
+        assert not changed.wait(0.2)
+        make_model("mine")
+        assert changed.wait(30)
+        assert repository / "mine" in look(settings)
+    finally:
+        watcher.stop()
