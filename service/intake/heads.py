@@ -37,17 +37,14 @@ def anchor_heads(seen: Seen) -> Role | None:
     if len(found) == 1 and strides != (32,) and told is None:
         return _no_anchors(seen, strides)
     classes = int(width) - 5
-    if ranks == {5} and seen.ports[0].shape[-1] == width and _channels_before(seen.ports[0]) and told is None:
-        seen.notes.ask(
-            "decoder", "yolov3, if these raw heads are YOLOv3's or YOLOv4's. YOLOv5's and YOLOv7's look the same and are not read: export "
-            "those with their last layer (export=True)"
-        )  # fmt: skip
+    if ranks == {5} and _channels_before(seen.ports[0]) and seen.told.head is None:
+        seen.notes.ask("head", "v5, if these raw heads are YOLOv5's or YOLOv7's; v3, if they are YOLOv3's or YOLOv4's: they look the same")
     decoder = told or ("yolov2" if len(found) == 1 else "yolov3")
     shown = "/".join(map(str, strides))
     seen.notes.fact(f"raw heads of strides {shown}, {anchors} anchors each, of 5 numbers and {classes} classes: {ports_text(seen.ports)}")
     return Role(
         "detect", decoder, classes, tuple(port.name for port in seen.ports), anchors=_anchors(seen, strides, classes, ranks == {5}),
-        strides=strides, convention="darknet",
+        strides=strides, head=seen.told.head or "v3", convention="ultralytics" if seen.told.head == "v5" else "darknet",
     )  # fmt: skip
 
 
@@ -83,6 +80,8 @@ def _anchors(seen: Seen, strides: tuple[int, ...], classes: int, nested: bool) -
         return seen.told.anchors
     if len(strides) == 1:
         table, whose = (YOLOV2_VOC, "Tiny YOLOv2's (VOC)") if classes == 20 else (YOLOV2_COCO, "YOLOv2's (COCO)")
+    elif len(strides) == 3 and seen.told.head == "v5":
+        table, whose = YOLOV3, "YOLOv5's"
     elif len(strides) == 2:
         table, whose = YOLOV3_TINY, "YOLOv3-tiny's"
     elif nested:

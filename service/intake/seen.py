@@ -27,7 +27,7 @@ LARGEST_LOGIT = 60.0  # more than that is no score that still needs a sigmoid
 class Role:
     """What a file is. `convention`: how exports of this kind want their pictures, in service.intake.preparing; None: must be asked.
 
-    classes: 0 where the file does not tell. unnamed: classes that need no names of their own, such as liveness.
+    classes: 0 where the file does not tell. decoder: None where it is to be asked, and for another recipe than adopt.
     """
 
     task: Task
@@ -39,6 +39,7 @@ class Role:
     boxes: Literal["pixels", "unit"] = "pixels"
     anchors: tuple[tuple[float, ...], ...] = ()
     strides: tuple[int, ...] = ()
+    head: Literal["v3", "v5"] = "v3"
     convention: str | None = None
     recipe: str = "adopt"
 

@@ -102,6 +102,7 @@ class Told(BaseModel):
     anchors: Annotated[tuple[Numbers, ...], BeforeValidator(_heads)] | None = Field(
         None, description="anchor heads: width,height,... in input pixels, the heads separated by semicolons, in the outputs' order"
     )
+    head: Literal["v3", "v5"] | None = Field(None, description="raw heads: of YOLOv3 and 4, or of YOLOv5 and 7")
     template: Numbers | Literal["arcface"] | None = Field(
         None, description="embedders: where five landmarks lie in the aligned face; arcface, or ten numbers x,y,... in input pixels"
     )
