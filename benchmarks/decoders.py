@@ -31,6 +31,8 @@ from rich.progress import track
 Array = NDArray[Any]
 Row = tuple[float, float, float, float, float, int]
 """x_min, y_min, x_max, y_max in the photo's pixels, score, class."""
+Size = tuple[int, int]
+"""Height and width of what the network sees."""
 CONFIDENCE, IOU, MOST = 0.01, 0.45, 100
 ALLOWED = 0.01
 SCREEN = Console(stderr=True)
@@ -49,16 +51,13 @@ def main() -> None:
             ours = score(arguments.coco, answer)
         own = Independent(weights_of(path))
         theirs = score(arguments.coco, own.answer)
-        figures[str(path)] = {
-            "kind": own.kind,
-            **{f"ours {k}": v for k, v in ours.items()},
-            **{f"own {k}": v for k, v in theirs.items()},
-        }
+        named = {f"{side} {name}": value for side, row in (("our", ours), ("own", theirs)) for name, value in row.items()}
+        figures[str(path)] = {"kind": own.kind, **named}
         cells = [f"{ours[name]:>9.4f}{theirs[name]:>9.4f}{ours[name] - theirs[name]:>+9.4f}" for name in ours]
-        print(f"{path.name:<40.39}{own.kind:<12}{'  '.join(cells)}")
+        print(f"{weights_of(path).name:<40.39}{own.kind:<12}{'  '.join(cells)}")
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    sys.exit(any(abs(float(row["ours mAP@0.5"]) - float(row["own mAP@0.5"])) > ALLOWED for row in figures.values()))
+    sys.exit(any(abs(float(row["our mAP@0.5"]) - float(row["own mAP@0.5"])) > ALLOWED for row in figures.values()))
 
 
 def weights_of(path: Path) -> Path:
@@ -122,7 +121,7 @@ def score(folder: Path, answer: Callable[[Path], list[Row]]) -> dict[str, float]
 class Way:
     """What a family of files wants of a picture, and how its answers are read."""
 
-    decode: Callable[[Sequence[Array], int, int], tuple[Array, Array]]
+    decode: Callable[[Sequence[Array], Size], tuple[Array, Array]]
     bgr: bool = False
     scale: float = 1 / 255
     mean: tuple[float, float, float] = (0, 0, 0)
@@ -149,11 +148,11 @@ class Independent:
         with Image.open(photo) as opened:
             image = ImageOps.exif_transpose(opened).convert("RGB")
         shrink = min(self.width / image.width, self.height / image.height)
-        inside = image.resize((round(image.width * shrink), round(image.height * shrink)), Image.Resampling.BILINEAR)
+        inside = two_by_two(image, round(image.width * shrink), round(image.height * shrink))
         left, top = ((self.width - inside.width) // 2, (self.height - inside.height) // 2) if self.way.centred else (0, 0)
         canvas = Image.new("RGB", (self.width, self.height), (114, 114, 114))
         canvas.paste(inside, (left, top))
-        boxes, scores = self.way.decode(self._run(np.asarray(canvas, np.float32)), self.height, self.width)
+        boxes, scores = self.way.decode(self._run(np.asarray(canvas, np.float32)), (self.height, self.width))
         boxes = (boxes - [left, top, left, top]) / shrink
         boxes = np.clip(boxes, 0, [image.width, image.height, image.width, image.height])
         rows: list[Row] = []
@@ -176,7 +175,7 @@ class Independent:
         return [np.asarray(one, np.float64)[0] for one in self.session.run(None, {self.input.name: feed})]
 
     def _kind(self) -> str:
-        """By the shapes of a run on grey; decoded rows have sizes in pixels, raw ones logarithms of few strides."""
+        """By the shapes of a run on grey; a decoded size is never negative, its logarithm is."""
         outputs = self._answers(np.full((1, self.height, self.width, 3), 0.5, np.float32))
         if len(outputs) == 6:
             return "nanodet"
@@ -185,7 +184,13 @@ class Independent:
             return "end-to-end"
         if rows.shape[0] == 84 or rows.shape[1] == 84:
             return "yolov8"
-        return "yolov5" if rows[:, :4].max() > 32 else "yolox"
+        return "yolox" if (rows[:, 2:4] < 0).any() else "yolov5"
+
+
+def two_by_two(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Bilinear from the nearest four pixels, as these networks were trained with: Image.resize would blur what it shrinks."""
+    steps = (image.width / width, 0, 0, 0, image.height / height, 0)
+    return image.transform((width, height), Image.Transform.AFFINE, steps, Image.Resampling.BILINEAR)
 
 
 def suppressed(rows: Sequence[Row]) -> list[Row]:
@@ -215,19 +220,22 @@ def corners(cx: Array, cy: Array, w: Array, h: Array) -> Array:
     return np.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], axis=1)
 
 
-def yolov5(outputs: Sequence[Array], height: int, width: int) -> tuple[Array, Array]:
-    cx, cy, w, h, objectness, *classes = outputs[0].T
-    return corners(cx, cy, w, h), np.stack(classes, axis=1) * objectness[:, None]
+def yolov5(outputs: Sequence[Array], size: Size) -> tuple[Array, Array]:
+    boxes, objectness, classes = np.split(outputs[0], [4, 5], axis=1)
+    return corners(*in_pixels(boxes, size).T), classes * objectness
 
 
-def yolov8(outputs: Sequence[Array], height: int, width: int) -> tuple[Array, Array]:
-    rows = outputs[0] if outputs[0].shape[0] == 84 else outputs[0].T
-    cx, cy, w, h, *classes = rows
-    unit = (width, height) if max(w.max(), h.max()) <= 2 else (1, 1)
-    return corners(cx * unit[0], cy * unit[1], w * unit[0], h * unit[1]), np.stack(classes, axis=1)
+def yolov8(outputs: Sequence[Array], size: Size) -> tuple[Array, Array]:
+    boxes, classes = np.split(outputs[0].T if outputs[0].shape[0] == 84 else outputs[0], [4], axis=1)
+    return corners(*in_pixels(boxes, size).T), classes
 
 
-def end_to_end(outputs: Sequence[Array], height: int, width: int) -> tuple[Array, Array]:
+def in_pixels(boxes: Array, size: Size) -> Array:
+    """cx, cy, w, h of a file that says them in 0..1 or in pixels."""
+    return boxes * [size[1], size[0], size[1], size[0]] if boxes.max() <= 2 else boxes
+
+
+def end_to_end(outputs: Sequence[Array], _size: Size) -> tuple[Array, Array]:
     scores = np.zeros((len(outputs[0]), 80))
     for place, row in enumerate(outputs[0]):
         if 0 <= row[5] < 80:
@@ -235,11 +243,11 @@ def end_to_end(outputs: Sequence[Array], height: int, width: int) -> tuple[Array
     return outputs[0][:, :4], scores
 
 
-def yolox(outputs: Sequence[Array], height: int, width: int) -> tuple[Array, Array]:
+def yolox(outputs: Sequence[Array], size: Size) -> tuple[Array, Array]:
     boxes, place = np.empty((len(outputs[0]), 4)), 0
     for stride in (8, 16, 32):
-        for row in range(height // stride):
-            for column in range(width // stride):
+        for row in range(size[0] // stride):
+            for column in range(size[1] // stride):
                 tx, ty, tw, th = outputs[0][place, :4]
                 x, y, w, h = (tx + column) * stride, (ty + row) * stride, np.exp(tw) * stride, np.exp(th) * stride
                 boxes[place] = x - w / 2, y - h / 2, x + w / 2, y + h / 2
@@ -247,7 +255,7 @@ def yolox(outputs: Sequence[Array], height: int, width: int) -> tuple[Array, Arr
     return boxes, outputs[0][:, 5:] * outputs[0][:, 4:5]
 
 
-def nanodet(outputs: Sequence[Array], height: int, width: int) -> tuple[Array, Array]:
+def nanodet(outputs: Sequence[Array], size: Size) -> tuple[Array, Array]:
     """Centres at (i + 1/2) * stride - 1/2, each distance the mean of a softmax over its bins."""
     heads = sorted((one for one in outputs if one.shape[1] == 80), key=len, reverse=True)
     reaches = sorted((one for one in outputs if one.shape[1] != 80), key=len, reverse=True)
@@ -256,7 +264,7 @@ def nanodet(outputs: Sequence[Array], height: int, width: int) -> tuple[Array, A
         shares = np.exp(reach.reshape(len(reach), 4, -1))
         bins = shares.shape[2]
         left, top, right, bottom = ((shares / shares.sum(axis=2, keepdims=True)) * range(bins)).sum(axis=2).T * stride
-        columns = -(-width // stride)
+        columns = -(-size[1] // stride)
         cx = np.arange(len(reach)) % columns * stride + (stride - 1) / 2
         cy = np.arange(len(reach)) // columns * stride + (stride - 1) / 2
         boxes.append(np.stack([cx - left, cy - top, cx + right, cy + bottom], axis=1))

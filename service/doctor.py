@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from service.errors import SettingInvalid, SetupError
 from service.loaded import known_tuning
+from service.repository.preference import FALLBACK, PREFERRED, standing_detector, told
 from service.repository.store import BuiltModel, find_built, scan, verify_built
 from service.runtime.machine import usable_cores
 from service.runtime.providers import CPU, CUDA, Choice, choose, import_onnxruntime, installed_wheels, probe
@@ -47,6 +48,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from _runtime(settings)
     yield _heic()
     yield from _models(settings)
+    yield from _detector(settings)
 
 
 def _python() -> Finding:
@@ -139,6 +141,24 @@ def _models(settings: Settings) -> Iterator[Finding]:
         else:
             yield Finding(topic="models", state="good", text=f"{name} is in place and intact at {built.folder}")
             yield from _tuning(built, choice, settings)
+
+
+def _detector(settings: Settings) -> Iterator[Finding]:
+    """Which detector is the default one, and why; nothing is asked or chosen here."""
+    try:
+        choice = standing_detector(settings)
+        specs = scan(settings)
+    except SettingInvalid as error:
+        if settings.detector != "auto":
+            yield Finding(topic="detector", state="bad", text=str(error))
+        return
+    except SetupError:  # said with the models
+        return
+    if choice is None:
+        text = f"none was chosen yet: the next start takes {PREFERRED} where its host answers, else {FALLBACK}"
+        yield Finding(topic="detector", state="note", text=text, next="VISION_DETECTOR=NAME names one")
+    elif choice.name in specs:
+        yield Finding(topic="detector", state="good", text=told(choice, specs[choice.name]))
 
 
 def _tuning(built: BuiltModel, choice: Choice | None, settings: Settings) -> Iterator[Finding]:

@@ -63,9 +63,9 @@ class Fleet(Shelf):
                 if not self.may_fail(spec):
                     raise
                 self.leave_out(spec.name, error)
-        self.serving = True
-        if self._watcher is not None:
+        if self._watcher is not None and not self.serving:
             self._watcher.start()
+        self.serving = True
 
     def close(self) -> None:
         if self._watcher is not None:
@@ -95,7 +95,7 @@ class Fleet(Shelf):
             return place(file, told, root, self.settings, replace=replace, run_graph=run_once, progress=self._progress)
 
         with self._changing:
-            return self._take_in(in_background(placed))
+            return self._alone(self._take_in(in_background(placed)))
 
     def change(self, name: str, told: "Told") -> ModelCard:
         """Know more of an added model, or other than before: it is built again and takes its own place.
@@ -106,9 +106,7 @@ class Fleet(Shelf):
 
         spec = self._own(name)
         with self._changing:
-            return self._take_in(
-                in_background(lambda: change(spec, told, self.settings, run_graph=run_once, progress=self._progress))
-            )
+            return self._alone(self._take_in(changed(spec, told)))
 
     def remove(self, name: str) -> None:
         """Delete an added model's folder; requests that run end on it. Raises ModelUnknown, ModelFixed."""

@@ -68,7 +68,9 @@ def _rows_first(seen: Seen, port: Port, grids: Grids) -> Role | None:
     where = _grid_words(port, grids)
     if not decoded and seen.told.decoder in (None, "yolox"):
         if grids.per_place > 1:
-            raise seen.refuse("its boxes are not decoded yet (they do not lie on the grids that they come from); export it with its last layer")
+            raise seen.refuse(
+                "its boxes are not decoded yet (they do not lie on the grids that they come from); export it with its last layer"
+            )
         seen.notes.fact(f"{where}, and the boxes do not lie on them yet: offsets in each place, as YOLOX's raw export has them")
         return _with_objectness(seen, "yolox", port, grids, table)
     seen.notes.fact(f"{where}, and the boxes lie on them")
@@ -96,14 +98,18 @@ def _which(seen: Seen, table: Floats, grids: Grids, width: int) -> Decoder | Non
         return "yolov5"
     names = named_classes(seen)
     if names in (width - 4, width - 5):
-        seen.notes.fact(f"{names} names of classes leave {width - names} columns for the box" + (" and its objectness" * (names == width - 5)))
+        seen.notes.fact(
+            f"{names} names of classes leave {width - names} columns for the box" + (" and its objectness" * (names == width - 5))
+        )
         return "yolov5" if names == width - 5 else "yolov8"
     if width - 5 >= 1 and np.allclose(table[..., 4], 1):
         seen.notes.fact("the fifth column is 1 everywhere: an objectness that is not used, as YOLOv6 has it")
         return "yolov5"
     if width in (84, 85):
         decoder: Decoder = "yolov5" if width == 85 else "yolov8"
-        seen.notes.assume(f"{width} columns are taken as COCO's 80 classes {'with' if width == 85 else 'without'} an objectness", "decoder")
+        seen.notes.assume(
+            f"{width} columns are taken as COCO's 80 classes {'with' if width == 85 else 'without'} an objectness", "decoder"
+        )
         return decoder
     return None
 
@@ -179,7 +185,9 @@ def _end_to_end(seen: Seen, port: Port) -> Role | None:
     table = seen.values(port.name)
     scores, labels = span(table[..., 4]), table[..., 5]
     if scores[0] < -UNIT or scores[1] > 1 + UNIT:
-        raise seen.refuse(f"its rows have six columns, but the fifth is no score of 0..1 (it went from {scores[0]:.3g} to {scores[1]:.3g})")
+        raise seen.refuse(
+            f"its rows have six columns, but the fifth is no score of 0..1 (it went from {scores[0]:.3g} to {scores[1]:.3g})"
+        )
     if not np.allclose(labels, np.round(labels), atol=0.01) or labels.min() < -1:
         raise seen.refuse("its rows have six columns, but the last is not the number of a class")
     seen.notes.fact(

@@ -1,14 +1,16 @@
 """Folders that were put into a model repository by hand: one ONNX file without a model.toml, or one that has changed since."""
 
+import os
 import re
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
-from service.errors import ModelFixed, ModelRefused, SetupError, VisionError
+from service.errors import ModelFixed, ModelRefused, VisionError
 from service.intake.manifest import told_of
-from service.intake.place import OLD, STAGING, settle
+from service.intake.place import GONE, OLD, STAGING, lock_of, settle
 from service.intake.told import NAME, Told
 from service.repository.build import RunGraph
 from service.repository.files import digest_of
@@ -31,14 +33,12 @@ def adopt_dropped(settings: Settings, *, run_graph: RunGraph, progress: Progress
     for root in roots(settings):
         if root == own_manifests():
             continue
-        _recover(root)
+        _recover(root, progress)
         for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
             try:
                 found = _to_settle(folder)
                 if found is not None:
                     settle(folder, found[0], found[1], settings, run_graph, progress)
-            except SetupError as error:
-                refused.append((folder, error))
             except VisionError as error:
                 refused.append((folder, error))
             except OSError as error:
@@ -53,7 +53,9 @@ def _to_settle(folder: Path) -> tuple[Path, Told] | None:
         if file is None:
             return None
         if re.fullmatch(NAME, folder.name) is None:
-            raise ModelRefused(f"the folder {folder.name!r} cannot be a model's name: small letters, digits, dots, dashes; rename it")
+            raise ModelRefused(
+                f"the folder {folder.name!r} cannot be a model's name: small letters, digits, dots, dashes; rename it"
+            )
         return file, Told()
     spec = load_spec(folder)
     if spec.is_published or not _has_changed(spec):
@@ -80,15 +82,25 @@ def _only_file(folder: Path) -> Path | None:
         versions = [path for path in folder.glob("*/model.onnx") if path.is_file() and path.parent.name.isdecimal()]
         return max(versions, key=lambda path: int(path.parent.name), default=None)
     if len(files) > 1:
-        raise ModelRefused(f"{folder} holds {len(files)} ONNX files ({', '.join(file.name for file in files)}); leave one in each folder")
+        raise ModelRefused(
+            f"{folder} holds {len(files)} ONNX files ({', '.join(file.name for file in files)}); leave one in each folder"
+        )
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", files[0].name) is None:
         raise ModelRefused(f"{files[0].name!r} in {folder}: letters, digits, dots, dashes and underscores only, please; rename it")
     return files[0]
 
 
-def _recover(root: Path) -> None:
+def _recover(root: Path, progress: Progress) -> None:
     """After a killed process: the old folder back where the new one had not come yet, and what is stale cleared away."""
-    for path in _hidden(root):
+    if not (left := list(_hidden(root))) or not os.access(root, os.W_OK):
+        return
+    with lock_of(root, progress):
+        for path in left:
+            _tidy(root, path)
+
+
+def _tidy(root: Path, path: Path) -> None:
+    with suppress(OSError):  # another process has done it
         name = path.name.removeprefix(OLD).rpartition("-")[0]
         if path.name.startswith(OLD) and not (root / name).exists() and (path / MANIFEST).is_file():
             path.rename(root / name)
@@ -97,4 +109,4 @@ def _recover(root: Path) -> None:
 
 
 def _hidden(root: Path) -> Iterator[Path]:
-    yield from [path for path in root.iterdir() if path.name.startswith((STAGING, OLD)) and path.is_dir()]
+    yield from [path for path in root.iterdir() if path.name.startswith((STAGING, OLD, GONE)) and path.is_dir()]

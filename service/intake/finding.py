@@ -95,12 +95,10 @@ def _say_file(file: OnnxFile, notes: Notes) -> None:
 
 def _as_public(file: OnnxFile, public: ModelSpec, told: Told, notes: Notes) -> Finding:
     """A file whose bytes are in the catalogue: all is known."""
-    ignored = sorted(set(told.said()) - {"name", "summary", "labels", "licence", "commercial_use"})
+    ignored = sorted(set(told.said()) - {"name", "summary", "default", "labels", "licence", "commercial_use"})
     notes.fact(f"its SHA-256 is that of {public.name} in the catalogue ({public.summary}): all is known from there")
     if ignored:
-        raise ModelRefused(
-            f"the file is {public.name} of the catalogue, of which all is known; leave out {', '.join(ignored)}"
-        )
+        raise ModelRefused(f"the file is {public.name} of the catalogue, of which all is known; leave out {', '.join(ignored)}")
     labels = public.read_labels()
     if told.labels:
         from service.intake.names import labels_told
@@ -120,9 +118,14 @@ def _faces(seen: Seen, role: Role) -> tuple[Points | None, float]:
     told = seen.told
     if role.task == "face-liveness":
         if role.classes != 3 and role.classes != 2:
-            raise seen.refuse(f"face-liveness needs two or three classes, the second being that of living faces; it has {role.classes}")
+            raise seen.refuse(
+                f"face-liveness needs two or three classes, the second being that of living faces; it has {role.classes}"
+            )
         if told.face_scale is None:
-            seen.notes.ask("face_scale", "side of what is cut out around a face over the face's longer side, as the network was trained: 2.7, 4.0")
+            seen.notes.ask(
+                "face_scale",
+                "side of what is cut out around a face over the face's longer side, as the network was trained: 2.7, 4.0",
+            )
         seen.notes.assume("its second class, number 1, is that of living faces", "task")
         return None, told.face_scale or 1.0
     if role.task != "embed-face":

@@ -38,10 +38,14 @@ def anchor_heads(seen: Seen) -> Role | None:
         return _no_anchors(seen, strides)
     classes = int(width) - 5
     if ranks == {5} and _channels_before(seen.ports[0]) and seen.told.head is None:
-        seen.notes.ask("head", "v5, if these raw heads are YOLOv5's or YOLOv7's; v3, if they are YOLOv3's or YOLOv4's: they look the same")
+        seen.notes.ask(
+            "head", "v5, if these raw heads are YOLOv5's or YOLOv7's; v3, if they are YOLOv3's or YOLOv4's: they look the same"
+        )
     decoder = told or ("yolov2" if len(found) == 1 else "yolov3")
     shown = "/".join(map(str, strides))
-    seen.notes.fact(f"raw heads of strides {shown}, {anchors} anchors each, of 5 numbers and {classes} classes: {ports_text(seen.ports)}")
+    seen.notes.fact(
+        f"raw heads of strides {shown}, {anchors} anchors each, of 5 numbers and {classes} classes: {ports_text(seen.ports)}"
+    )
     return Role(
         "detect", decoder, classes, tuple(port.name for port in seen.ports), anchors=_anchors(seen, strides, classes, ranks == {5}),
         strides=strides, head=seen.told.head or "v3", convention="ultralytics" if seen.told.head == "v5" else "darknet",
@@ -71,8 +75,12 @@ def _channels_before(port: Port) -> bool:
 
 def _no_anchors(seen: Seen, strides: tuple[int, ...]) -> None:
     if len(strides) == 1:
-        raise seen.refuse(f"one raw head of stride {strides[0]} without the anchors of YOLOv2: FastestDet and the like are not supported")
-    raise seen.refuse("raw heads whose channels are not those of three anchors: a detector that was exported before its boxes are decoded")
+        raise seen.refuse(
+            f"one raw head of stride {strides[0]} without the anchors of YOLOv2: FastestDet and the like are not supported"
+        )
+    raise seen.refuse(
+        "raw heads whose channels are not those of three anchors: a detector that was exported before its boxes are decoded"
+    )
 
 
 def _anchors(seen: Seen, strides: tuple[int, ...], classes: int, nested: bool) -> Anchors:
@@ -159,7 +167,9 @@ def queries(seen: Seen) -> Role | None:
     logits = next(port for port in tables if port is not box)
     columns = int(logits.shape[2] or 0)
     softmax = columns == 92
-    activation = seen.told.activation or ("softmax" if softmax else activation_of(seen, seen.values(logits.name), "scores of classes"))
+    activation = seen.told.activation or (
+        "softmax" if softmax else activation_of(seen, seen.values(logits.name), "scores of classes")
+    )
     seen.notes.fact(f"{count} queries of {columns} classes each, with boxes of 0..1: a DETR")
     if seen.told.activation is None and softmax:
         seen.notes.assume("92 columns are taken as DETR's: a softmax, the last column being no object", "activation")
@@ -188,7 +198,9 @@ def _decoded_queries(seen: Seen) -> Role | None:
     if len(labels) != 1:
         return None
     scores = next(port for port in flat if port is not labels[0])
-    seen.notes.fact("labels, boxes and scores of each query, for the picture's size as a second input: RT-DETR's or D-FINE's own export")
+    seen.notes.fact(
+        "labels, boxes and scores of each query, for the picture's size as a second input: RT-DETR's or D-FINE's own export"
+    )
     classes = named_classes(seen) or 80
     if not named_classes(seen):
         seen.notes.assume("80 classes, as of COCO: the answer does not tell how many there are", "labels")
@@ -267,5 +279,7 @@ def _counted(seen: Seen) -> int:
     """How many classes there are, where the answer is one number a row. Asks."""
     count = named_classes(seen)
     if not count:
-        seen.notes.ask("labels", "the names of the classes (coco, voc, or a list), or --classes, how many there are: the answer does not tell")
+        seen.notes.ask(
+            "labels", "the names of the classes (coco, voc, or a list), or --classes, how many there are: the answer does not tell"
+        )
     return count

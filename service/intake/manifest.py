@@ -26,6 +26,8 @@ def document(finding: Finding, told: Told, files: Mapping[str, Path]) -> Documen
         "precision": finding.precision,
         "nms": finding.nms,
     }
+    if told.default:
+        whole["default"] = True
     if finding.labels:
         whole["labels"] = LABELS
     if finding.alignment:

@@ -4,7 +4,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from service.errors import ExportFailed, ModelExists, ModelFixed, ModelRefused, ModelUnknown
@@ -20,7 +20,7 @@ from service.repository.store import BUILT, ensure, manifests, own_manifests
 from service.settings import Settings
 
 LOCK = ".intake.lock"
-STAGING, OLD = ".adding-", ".old-"
+STAGING, OLD, GONE = ".adding-", ".old-", ".gone-"
 MODEL = "model.onnx"
 
 
@@ -41,7 +41,7 @@ def place(  # noqa: PLR0913
             shutil.copyfile(extra, folder / extra.name)
         files = {path.name: path for path in (folder / MODEL, *(folder / extra.name for extra in finding.file.external))}
         _built(write(folder, finding, told, files), settings, run_graph, progress)
-        with _locked(root, progress):
+        with lock_of(root, progress):
             _check_free(name, root, settings, replace)
             _swap(folder, root / name)
     return load_spec(root / name)
@@ -69,7 +69,7 @@ def settle(  # noqa: PLR0913, PLR0917
     with _staging(folder.parent, folder.name) as staged:
         files = _linked(finding, file, folder, staged)
         _built(write(staged, finding, told, files), settings, run_graph, progress)
-        with _locked(folder.parent, progress):
+        with lock_of(folder.parent, progress):
             _install(staged, folder)
     return load_spec(folder)
 
@@ -79,8 +79,8 @@ def remove(folder: Path, settings: Settings) -> None:
     if not folder.is_dir():
         raise ModelUnknown(folder.name, sorted(manifests(settings)))
     _check_own(folder, settings, None)
-    with _locked(folder.parent, Silent()):
-        gone = folder.with_name(f"{OLD}{folder.name}-{uuid.uuid4().hex[:8]}")
+    with lock_of(folder.parent, Silent()):
+        gone = folder.with_name(f"{GONE}{folder.name}-{uuid.uuid4().hex[:8]}")
         try:
             folder.rename(gone)
         except OSError as error:
@@ -97,7 +97,9 @@ def _check_free(name: str, root: Path, settings: Settings, replace: bool) -> Non
     if there is None and not taken.exists():
         return
     if not replace:
-        raise ModelExists(f"there is a model {name} already, in {there or taken}; give another name, or say that it is to be replaced")
+        raise ModelExists(
+            f"there is a model {name} already, in {there or taken}; give another name, or say that it is to be replaced"
+        )
     if there is not None and there != taken:
         raise ModelFixed(f"the model {name} lies in {there}, from where it cannot be replaced; give another name")
 
@@ -121,7 +123,8 @@ def _staging(root: Path, name: str) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _locked(root: Path, progress: Progress):  # type: ignore[no-untyped-def]
+def lock_of(root: Path, progress: Progress) -> AbstractContextManager[None]:
+    """What adding, changing and removing hold while they rename folders in `root`."""
     return locked(root / LOCK, progress, f"another process is adding a model to {root}; waiting for it")
 
 

@@ -53,7 +53,9 @@ def _row_task(seen: Seen, width: int, values: Floats) -> str:
     is_face = width in EMBEDDINGS and seen.entrance.size in ALIGNED and not seen.meta.names
     unit = np.allclose(np.linalg.norm(values, axis=1), 1, atol=1e-2) and values.min() < 0
     if is_face or unit:
-        why = "its rows have the length 1" if unit else f"{width} numbers for {seen.entrance.size[0]}x{seen.entrance.size[1]} pixels"
+        why = (
+            "its rows have the length 1" if unit else f"{width} numbers for {seen.entrance.size[0]}x{seen.entrance.size[1]} pixels"
+        )
         seen.notes.ask(
             "task", f"embed-face, if it makes embeddings of aligned faces ({why}); classify, if these are {width} classes; face-liveness, "
             "if it tells live faces from pictures of them"

@@ -48,7 +48,11 @@ CONVENTIONS: dict[str, tuple[str, Arithmetic, Rule]] = {
     "nanodet": ("of NanoDet", Arithmetic("BGR", 1.0, NANODET_MEAN, NANODET_STD), {"resize": "letterbox", "fill": 0}),
     "rt-detr": ("of RT-DETR and D-FINE", PRESETS["unit"], {"resize": "stretch"}),
     "rf-detr": ("of DETR and RF-DETR", PRESETS["torchvision"], {"resize": "stretch"}),
-    "torchvision-detector": ("of torchvision's detectors", PRESETS["unit"], {"resize": "letterbox", "fill": 0, "padding": "bottom-right"}),
+    "torchvision-detector": (
+        "of torchvision's detectors",
+        PRESETS["unit"],
+        {"resize": "letterbox", "fill": 0, "padding": "bottom-right"},
+    ),
     "ultralytics-classify": ("of Ultralytics' classifiers", PRESETS["unit"], {"resize": "center-crop", "crop": 1.0}),
 }
 """By the kind of export: whose it is, the arithmetic, and [input]'s rule. A file that does not follow it has to be told of."""
@@ -58,7 +62,11 @@ def prepare(seen: Seen, role: Role) -> tuple[Arithmetic, InputContract]:
     """Arithmetic and [input] of a file. Asks through the notes. Raises OptionInvalid where what was told does not fit together."""
     arithmetic = _arithmetic(seen, role)
     rule = dict(CONVENTIONS[role.convention][2]) if role.convention in CONVENTIONS else _rule_of(role)
-    told = {name: value for name in ("resize", "crop", "interpolation", "fill", "padding") if (value := getattr(seen.told, name)) is not None}
+    told = {
+        name: value
+        for name in ("resize", "crop", "interpolation", "fill", "padding")
+        if (value := getattr(seen.told, name)) is not None
+    }
     if role.task in ("detect", "classify"):
         if not told:
             seen.notes.assume(f"photos are brought to size by {_rule_words(rule)}", "resize")
@@ -70,6 +78,8 @@ def prepare(seen: Seen, role: Role) -> tuple[Arithmetic, InputContract]:
 
 def _arithmetic(seen: Seen, role: Role) -> Arithmetic:
     told, notes = seen.told, seen.notes
+    if role.recipe != "adopt":
+        return PRESETS["raw"]  # the recipe knows
     found = _preset(seen, role)
     fields = {name: value for name in ("color", "scale", "mean", "std") if (value := getattr(told, name)) is not None}
     if found is None and "scale" not in fields and not {"mean", "std"} <= set(fields):

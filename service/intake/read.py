@@ -1,6 +1,5 @@
 """Read an untrusted ONNX file without running anything of it: what goes in, what comes out, and whether it can be used at all."""
 
-
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -91,7 +90,9 @@ def _parse(path: Path, size: int) -> "ModelProto":
         head = file.read(512)
     start = head.lstrip().lower()
     if head.startswith(b"version https://git-lfs"):
-        raise ModelRefused(f"{path.name} is a Git LFS pointer, not the file that it points to: run git lfs pull, or download it itself")
+        raise ModelRefused(
+            f"{path.name} is a Git LFS pointer, not the file that it points to: run git lfs pull, or download it itself"
+        )
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise ModelRefused(f"{path.name} is a web page, not an ONNX model: what was downloaded is probably an error page")
     if head.startswith(b"PK\x03\x04") or head.startswith(b"\x80\x02"):
@@ -207,5 +208,3 @@ def _precision(model: "ModelProto", nodes: list["NodeProto"]) -> Precision:
         return "int8"
     kinds = Counter(tensor.data_type for tensor in model.graph.initializer)
     return "float16" if kinds[onnx.TensorProto.FLOAT16] > kinds[onnx.TensorProto.FLOAT] else "float32"
-
-

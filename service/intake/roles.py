@@ -26,7 +26,9 @@ def find_role(seen: Seen) -> Role:
     told = seen.told
     if role is None:
         wanted = f" as {told.decoder}" if told.decoder else ""
-        raise seen.refuse(f"its outputs cannot be read{wanted}: no detector, classifier, style network or face network known here answers so")
+        raise seen.refuse(
+            f"its outputs cannot be read{wanted}: no detector, classifier, style network or face network known here answers so"
+        )
     if told.decoder and role.decoder != told.decoder:
         raise seen.refuse(f"its outputs cannot be read as {told.decoder}; they look like {role.decoder or role.task}")
     if told.task and role.task != told.task:

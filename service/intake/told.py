@@ -72,7 +72,9 @@ class Told(BaseModel):
     labels: Annotated[str, BeforeValidator(_lines), Field(max_length=2**20)] | None = Field(
         None, description="coco, imagenet, voc, numbers, or the classes in their order, one a line or separated by commas"
     )
-    classes: int | None = Field(None, ge=1, le=100_000, description="how many classes a detector knows, where the file does not tell")
+    classes: int | None = Field(
+        None, ge=1, le=100_000, description="how many classes a detector knows, where the file does not tell"
+    )
     decoder: Decoder | None = Field(None, description="how the outputs are read; see docs/models.md")
     preprocess: Preprocess | None = Field(
         None,
@@ -80,7 +82,9 @@ class Told(BaseModel):
         "ImageNet's mean; unit: RGB 0..1; raw: RGB 0..255",
     )
     color: Literal["RGB", "BGR", "GRAY"] | None = Field(None, description="order of the channels that the model was trained with")
-    scale: Annotated[float, BeforeValidator(_number)] | None = Field(None, gt=0, description="pixels 0..255 times this, first; 1/255")
+    scale: Annotated[float, BeforeValidator(_number)] | None = Field(
+        None, gt=0, description="pixels 0..255 times this, first; 1/255"
+    )
     mean: Numbers | None = Field(None, description="taken off after scale; one number, or one a channel in the order of color")
     std: Numbers | None = Field(None, description="divided by after mean; one number, or one a channel in the order of color")
     range: Range | None = Field(
@@ -96,7 +100,9 @@ class Told(BaseModel):
     crop: float | None = Field(None, gt=0, le=1, description="center-crop: side of the crop over the photo's shorter side")
     interpolation: Literal["bilinear", "bicubic", "area"] | None = Field(None, description="how a photo is resized")
     fill: int | None = Field(None, ge=0, le=255, description="letterbox: grey level of what the photo leaves free")
-    padding: Literal["center", "bottom-right"] | None = Field(None, description="letterbox: where the photo lies in the middle, or not")
+    padding: Literal["center", "bottom-right"] | None = Field(
+        None, description="letterbox: where the photo lies in the middle, or not"
+    )
     activation: Literal["none", "sigmoid", "softmax"] | None = Field(None, description="what the scores still need")
     boxes: Literal["pixels", "unit"] | None = Field(None, description="of what boxes are: input pixels, or 0..1 of the input")
     anchors: Annotated[tuple[Numbers, ...], BeforeValidator(_heads)] | None = Field(
@@ -106,9 +112,12 @@ class Told(BaseModel):
     template: Numbers | Literal["arcface"] | None = Field(
         None, description="embedders: where five landmarks lie in the aligned face; arcface, or ten numbers x,y,... in input pixels"
     )
-    face_scale: float | None = Field(None, ge=1, le=8, description="face-liveness: side of what is cut out over the face's longer side")
+    face_scale: float | None = Field(
+        None, ge=1, le=8, description="face-liveness: side of what is cut out over the face's longer side"
+    )
     licence: str | None = Field(None, min_length=1, max_length=200, description="SPDX expression of the model's licence")
     commercial_use: bool | None = Field(None, description="does the licence allow commercial use?")
+    default: bool | None = Field(None, description="is it the one that its task uses where a request names none?")
     summary: str | None = Field(None, min_length=1, max_length=300, description="one line about the model")
 
     def over(self, other: "Told") -> "Told":

@@ -25,10 +25,18 @@ Tensors = Mapping[str, NDArray[np.generic]]
 MEMORY = 3 * 2**30  # bytes that Python, onnxruntime and a photo's worth of layers may take
 MEMORY_FACTOR = 6  # and, on top, times the file's size: read, parsed, optimised, packed
 MAX_ANSWER = 512 * 2**20  # bytes of all outputs together
-KILLED = {-9: "was killed, most probably for want of memory", -24: "took too much time", -11: "crashed", -6: "crashed", -4: "crashed"}
+KILLED = {
+    -9: "was killed, most probably for want of memory",
+    -24: "took too much time",
+    -11: "crashed",
+    -6: "crashed",
+    -4: "crashed",
+}
 
 
-def trial(path: Path, feeds: Sequence[Tensors], settings: Settings, size: int | None = None) -> list[dict[str, NDArray[np.generic]]]:
+def trial(
+    path: Path, feeds: Sequence[Tensors], settings: Settings, size: int | None = None
+) -> list[dict[str, NDArray[np.generic]]]:
     """All outputs by name, of the graph at `path`, for each of `feeds`; on the CPU, on one thread.
 
     size: of the file with its data, in bytes. Raises ModelRefused in words where it fails, crashes, takes more than

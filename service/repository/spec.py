@@ -69,7 +69,7 @@ class UrlSource(_Part):
 class WeightFile(_Part):
     """One file that the export recipe reads. `size` is in bytes. Without sources it lies beside model.toml."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^(\d+/)?[A-Za-z0-9][A-Za-z0-9._-]*$")
     sha256: Sha256
     size: int = Field(gt=0)
     sources: tuple[PackageSource | UrlSource, ...] = ()

@@ -107,9 +107,9 @@ def _paint_named(photo: Pixels, text: str, model: Model, timing: Timing) -> Pixe
 def pick_painter(specs: Sequence[ModelSpec], options: StylizeOptions, has_style_image: bool) -> ModelSpec:
     """The model among `specs` that these options need: the one named, else the one that has the style or takes a picture.
 
-    Of several, the default or the first. Raises ModelUnknown, StyleUnknown, and OptionInvalid as `stylize` does.
+    Of several, the default, else one that comes with the service, else the first. Raises ModelUnknown, StyleUnknown, and OptionInvalid as `stylize` does.
     """
-    painters = sorted((spec for spec in specs if spec.task == "stylize"), key=lambda spec: not spec.default)
+    painters = [spec for spec in specs if spec.task == "stylize"]
     if options.model is not None:
         named = next((spec for spec in painters if spec.name == options.model), None)
         if named is None:
@@ -118,6 +118,7 @@ def pick_painter(specs: Sequence[ModelSpec], options: StylizeOptions, has_style_
         return named
     families = families_for(options, has_style_image)
     fitting = [spec for spec in painters if spec.family in families]
+    fitting.sort(key=lambda spec: (not spec.default, families.index(spec.family)))
     if not fitting:
         raise ModelUnknown(f"({families[0]})", [spec.name for spec in painters])
     return fitting[0] if has_style_image else _owner(fitting, options.style or "")

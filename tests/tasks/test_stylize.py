@@ -271,7 +271,9 @@ MOSAIC, UDNIE, PAIR = other("mosaic-8.onnx", ONE), other("udnie", ONE, (224, 224
 
 def test_a_network_of_one_style_lends_it_its_name() -> None:
     (style,) = list_styles(MOSAIC)
-    assert style == StyleInfo(name="mosaic-8.onnx", title="Mosaic 8.onnx", description="mosaic-8.onnx in words", model="mosaic-8.onnx")
+    assert style == StyleInfo(
+        name="mosaic-8.onnx", title="Mosaic 8.onnx", description="mosaic-8.onnx in words", model="mosaic-8.onnx"
+    )
 
 
 @pytest.mark.parametrize(
