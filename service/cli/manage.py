@@ -1,18 +1,16 @@
-"""`vision-service models list | pull | inspect`: what models there are, getting them, and looking inside an ONNX file."""
+"""`vision-service models list | pull`: what models there are, and getting them; see adding.py for the other actions."""
 
 import argparse
 import json
 import sys
-from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from service.cli import adding
 from service.cli.verbs import Verbs
-from service.errors import ModelUnknown, OptionInvalid
+from service.errors import ModelUnknown
 from service.repository.preference import choose_detector, standing_detector
 from service.repository.progress import terminal_progress
 from service.repository.public import alike, find_public, public_models, wanted
@@ -23,7 +21,7 @@ from service.settings import Settings
 
 
 def add_to(verbs: Verbs) -> None:
-    parser = verbs.add_parser("models", help="list, pull or inspect models")
+    parser = verbs.add_parser("models", help="list, pull, add, inspect or remove models")
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
 
     listing = actions.add_parser("list", help="every model found: task, licence, source, and whether it is built")
@@ -42,10 +40,7 @@ def add_to(verbs: Verbs) -> None:
     )
     pulling.set_defaults(run=pull)
 
-    looking = actions.add_parser("inspect", help="say what is inside an ONNX file")
-    looking.add_argument("file", type=Path, metavar="FILE")
-    looking.add_argument("--json", action="store_true", help="as JSON")
-    looking.set_defaults(run=inspect)
+    adding.add_to(actions)
 
 
 def show(arguments: argparse.Namespace) -> int:
@@ -115,58 +110,3 @@ def to_pull(name: str, specs: Mapping[str, ModelSpec]) -> ModelSpec:
     except ModelUnknown:
         public = (alias for spec in public_models().values() for alias in (spec.name, *spec.aliases))
         raise ModelUnknown(name, alike(name, [*specs, *public])) from None
-
-
-def inspect(arguments: argparse.Namespace) -> int:
-    found = look_inside(arguments.file)
-    if arguments.json:
-        print(json.dumps(found))
-        return 0
-    for key, value in found.items():
-        if isinstance(value, list):
-            print(f"{key}:")
-            for item in value:
-                print("    " + ("  ".join(str(part) for part in item.values()) if isinstance(item, dict) else str(item)))
-        else:
-            print(f"{key}: {value}")
-    return 0
-
-
-def look_inside(path: Path) -> dict[str, Any]:
-    """Digest, opsets, inputs, outputs, operators and parameter count of an ONNX file. Raises OptionInvalid when it is none."""
-    import hashlib
-    import math
-
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    data = path.read_bytes()
-    try:
-        model = onnx.load_model_from_string(data)
-        onnx.checker.check_model(model)
-    except (DecodeError, onnx.checker.ValidationError) as error:
-        raise OptionInvalid("FILE", f"{path} is not a valid ONNX model: {error}") from None
-    graph = model.graph
-    weights = {tensor.name for tensor in graph.initializer}
-    operators = Counter(node.op_type for node in graph.node)
-    return {
-        "file": str(path),
-        "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "producer": f"{model.producer_name} {model.producer_version}".strip() or "unknown",
-        "ir_version": model.ir_version,
-        "opsets": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
-        "inputs": [_tensor(value) for value in graph.input if value.name not in weights],
-        "outputs": [_tensor(value) for value in graph.output],
-        "parameters": sum(math.prod(tensor.dims) for tensor in graph.initializer),
-        "operators": dict(operators.most_common()),
-        "metadata": {entry.key: entry.value for entry in model.metadata_props},
-    }
-
-
-def _tensor(value: Any) -> dict[str, Any]:
-    import onnx
-
-    tensor = value.type.tensor_type
-    shape = [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim]
-    return {"name": value.name, "dtype": onnx.TensorProto.DataType.Name(tensor.elem_type).lower(), "shape": shape}

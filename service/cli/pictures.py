@@ -131,7 +131,11 @@ def _detect(engine: Engine, path: Path, options: DetectOptions, arguments: argpa
 def _detect_faces(engine: Engine, path: Path, options: DetectFacesOptions, arguments: argparse.Namespace) -> Outcome:
     photo = engine.decode(path)
     answer = engine.detect_faces(photo, options)
-    lines = [f"{face.confidence:6.1%}  face             {corners(face.box)}" for face in answer.faces] or ["no face found"]
+    lines = [
+        f"{face.confidence:6.1%}  face             {corners(face.box)}"
+        + (f"  live {face.liveness.score:.1%}" if face.liveness else "")
+        for face in answer.faces
+    ] or ["no face found"]
     picture, suffix = None, ".png"
     if arguments.out is not None:
         picture, suffix = encoded(draw_faces(photo.pixels, answer.faces), path, arguments.out)

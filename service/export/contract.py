@@ -37,7 +37,8 @@ yolox                raw grid [n, k, 5 + C], xy and wh still to be decoded by st
 end-to-end           [n, k, 6]: corners, score, class; YOLOv10, YOLO26, exports with NMS inside
 detr                 logits [n, k, C] and boxes [n, k, 4] as cx, cy, w, h of 0..1: RT-DETR, D-FINE, RF-DETR
 detr-decoded         labels [n, k], boxes [n, k, 4] as corners and scores [n, k], with a second input of the picture's size
-nanodet              per stride class scores [n, k, C] and distributions of the four distances [n, k, 4 * bins]
+nanodet              per stride class scores [n, k, C] and distributions of the four distances [n, k, 4 * bins]; of NanoDet-Plus
+                     both in one output [n, k, C + 4 * bins]
 nms-indices          boxes [n, k, 4] as y, x, y, x, scores [n, C, k] and indices [m, 3] of those that NMS left
 nms-rows             [m, 7]: picture, corners, class, score, as YOLOv7's end-to-end export has it
 efficient-nms        counts [n, 1], boxes [n, k, 4], scores [n, k], classes [n, k]
@@ -89,7 +90,8 @@ class Contract(BaseModel):
     anchors: tuple[tuple[float, ...], ...] = Field((), description="for each head: width, height, ... in input pixels")
     strides: tuple[int, ...] = Field((), description="of the heads, in the order of `outputs`; pixels")
     head: Literal["v3", "v5"] = Field(
-        "v3", description="raw heads: of YOLOv3 and 4, size = exp(t) * anchor, or of YOLOv5 and 7, size = (2 * sigmoid(t))^2 * anchor"
+        "v3",
+        description="raw heads: of YOLOv3 and 4, size = exp(t) * anchor, or of YOLOv5 and 7, size = (2 * sigmoid(t))^2 * anchor",
     )
     xy_scale: tuple[float, ...] = Field((), description="raw heads: for each how far sigmoid(t) reaches; none: 1 (v3) or 2 (v5)")
     probabilities: bool = Field(False, description="raw heads: objectness and classes are behind their sigmoid already")

@@ -20,7 +20,17 @@ from service.fleet.shelf import Shelf
 from service.loaded import LoadedModel
 from service.repository.progress import Progress
 from service.repository.spec import ModelSpec, load_spec
-from service.repository.store import BuiltModel, added_models, dropped, ensure, find_built, manifests, own_manifests, roots
+from service.repository.store import (
+    BuiltModel,
+    added_models,
+    dropped,
+    ensure,
+    find_built,
+    manifests,
+    own_manifests,
+    roots,
+    selected,
+)
 from service.runtime.machine import in_background
 from service.runtime.session import run_once
 from service.settings import Settings
@@ -82,17 +92,20 @@ class Fleet(Shelf):
 
         return in_background(lambda: inspect(file, told, self.settings))
 
-    def add(self, file: Path, told: "Told", *, replace: bool = False) -> ModelCard:
+    def add(self, file: Path, told: "Told", *, replace: bool = False, finding: "Finding | None" = None) -> ModelCard:
         """Add the ONNX file at `file`, which is copied, and load it beside or, with `replace`, in place of what is there.
 
-        Raises ModelRefused, ModelUnclear, ModelExists, ModelFixed, OptionInvalid.
+        finding: what inspect() gave for the same file and `told`, where it was asked already. Raises ModelRefused, ModelUnclear,
+        ModelExists, ModelFixed, OptionInvalid.
         """
         from service.intake import place
 
         def placed() -> ModelSpec:
             root = added_models(self.settings)
             root.mkdir(parents=True, exist_ok=True)
-            return place(file, told, root, self.settings, replace=replace, run_graph=run_once, progress=self._progress)
+            return place(
+                file, told, root, self.settings, replace=replace, finding=finding, run_graph=run_once, progress=self._progress
+            )
 
         with self._changing:
             return self._alone(self._take_in(in_background(placed)))
@@ -102,11 +115,9 @@ class Fleet(Shelf):
 
         Raises what add() raises, and ModelUnknown.
         """
-        from service.intake import change
-
         spec = self._own(name)
         with self._changing:
-            return self._alone(self._take_in(changed(spec, told)))
+            return self._alone(self._changed(spec, told))
 
     def remove(self, name: str) -> None:
         """Delete an added model's folder; requests that run end on it. Raises ModelUnknown, ModelFixed."""
@@ -131,10 +142,8 @@ class Fleet(Shelf):
 
     def _read_folders(self) -> None:
         self._adopt_dropped()
-        found, wanted = self._folders(), self.settings.models
-        unknown = [name for name in wanted if name not in found]
-        if unknown:
-            raise SettingInvalid(f"VISION_MODELS: there is no model {unknown[0]!r}; the models are: {', '.join(found) or '(none)'}")
+        found = self._folders()
+        wanted = selected(self.settings, found)
         for name in wanted or found:
             self._seen[name] = _Seen(found[name], signature(found[name]))
             try:
@@ -176,6 +185,21 @@ class Fleet(Shelf):
     def _take_in(self, spec: ModelSpec) -> ModelCard:
         card = self.put(spec)
         self._seen[spec.name] = _Seen(spec.folder, signature(spec.folder))
+        return card
+
+    def _changed(self, spec: ModelSpec, told: "Told") -> ModelCard:
+        from service.intake import change
+
+        return self._take_in(in_background(lambda: change(spec, told, self.settings, run_graph=run_once, progress=self._progress)))
+
+    def _alone(self, card: ModelCard) -> ModelCard:
+        """Of the added models for one task, `card`'s alone is the default where it says that it is."""
+        from service.intake import Told
+
+        others = [spec for spec in self.specs if spec.task == card.task and spec.name != card.name]
+        for spec in others if card.default else ():
+            if spec.default and not spec.is_published:
+                self._changed(spec, Told.model_validate({"default": False}))
         return card
 
     def _own(self, name: str) -> ModelSpec:

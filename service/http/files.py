@@ -33,6 +33,7 @@ BLOCK = 2**18  # bytes that are handed to a thread at once
 MAX_TOLD = 4 * 2**20  # bytes of all other fields of the form together
 OVERHEAD = MAX_TOLD + 2**20  # that a form may have more than its file
 STALE = 24 * 3600.0  # seconds after which an upload is one that a process left behind when it was killed
+NAMELESS = "model.onnx"  # what a file is called that its owner gave no name, or that of every second export
 UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -50,7 +51,7 @@ class StoredFile:
             self._folder = Path(tempfile.mkdtemp(dir=root))
         except OSError as error:
             raise ModelFixed(f"models cannot be added, for the service cannot write its data folder: {error.strerror}") from None
-        self.path = self._folder / "model.onnx"
+        self.path = self._folder / NAMELESS
         self._lock, self._taken = threading.Lock(), False
         self._file = self.path.open("xb")
 
@@ -129,7 +130,7 @@ async def store_body(request: Request, file: StoredFile, limit: int, workers: Wo
             raise _too_large(limit)
         await asyncio.to_thread(file.write if form is None else form.feed, bytes(block))
         block.clear()
-    texts, name = ([], None) if form is None else form.told()
+    texts, name = ([], request.query_params.get("name")) if form is None else form.told()
     await asyncio.to_thread(file.end, name)
     return texts
 

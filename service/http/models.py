@@ -19,9 +19,9 @@ from starlette.responses import Response
 
 from service.catalogue import ModelCard
 from service.engine import Engine
-from service.errors import MalformedBody, ModelUnknown, NotReady, OptionInvalid, QueueFull
+from service.errors import MalformedBody, ModelUnclear, ModelUnknown, NotReady, OptionInvalid, QueueFull
 from service.export.contract import Contract
-from service.http.files import MAX_TOLD, StoredFile, read_json, store_body
+from service.http.files import MAX_TOLD, NAMELESS, StoredFile, read_json, store_body
 from service.http.guards import Meter, UploadBudget, Workers
 from service.http.routes import Endpoint, as_json, require_ready
 from service.intake.told import Told
@@ -75,7 +75,7 @@ class InspectedModel(BaseModel):
     name: str
     task: Task
     input: InputContract = Field(description="how a photo is brought to the model")
-    adapter: Contract = Field(description="what the file expects and answers")
+    adapter: Contract | None = Field(description="what the file expects and answers; null for a kind that is known as a whole")
     classes: int = Field(description="how many; 0 where there are none")
     facts: list[str] = Field(description=FACTS)
     assumptions: list[str] = Field(description=ASSUMPTIONS)
@@ -175,7 +175,9 @@ def _add(engine: Engine, file: StoredFile, options: AddOptions) -> AddedModel | 
         finding = engine.fleet.inspect(file.path, told)
         if options.dry_run:
             return _inspected(finding)
-        card = engine.fleet.add(file.path, told, replace=options.replace)
+        if told.name is None and file.path.name == NAMELESS:
+            raise ModelUnclear("the model has no name: give one as name", ["name"])
+        card = engine.fleet.add(file.path, told, replace=options.replace, finding=finding)
         return AddedModel(model=card, facts=list(finding.facts), assumptions=list(finding.assumptions))
     finally:
         file.delete()
@@ -187,7 +189,7 @@ def _inspected(finding: "Finding") -> InspectedModel:
         task=finding.task,
         input=finding.input,
         adapter=finding.contract,
-        classes=len(finding.labels) or finding.contract.classes,
+        classes=len(finding.labels) or (finding.contract.classes if finding.contract else 0),
         facts=list(finding.facts),
         assumptions=list(finding.assumptions),
     )

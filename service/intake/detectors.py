@@ -1,5 +1,7 @@
 """Detectors that answer one table of rows: YOLOv5 to 12 and 26, YOLOX, YOLOv6 and 7, and what others NMS has been put behind."""
 
+from typing import Literal
+
 import numpy as np
 
 from service.export.contract import Decoder
@@ -124,7 +126,7 @@ def _with_objectness(seen: Seen, decoder: Decoder, port: Port, grids: Grids, tab
         convention = "yolox"
     seen.notes.fact(f"each row: 4 numbers of a box, objectness, {_classes(classes)}")
     strides = grids.strides if decoder == "yolox" else ()
-    boxes = "unit" if decoder == "yolov5" and _is_unit(seen, table) else "pixels"
+    boxes: Literal["pixels", "unit"] = "unit" if decoder == "yolov5" and _is_unit(seen, table) else "pixels"
     return Role(
         "detect", decoder, classes, (port.name,), activation=activation, strides=strides, boxes=boxes, convention=convention
     )  # fmt: skip
@@ -156,7 +158,7 @@ def _mixed(scores: Floats) -> bool:
 
 def _refuse_mixed(seen: Seen) -> Scores:
     raise seen.refuse(
-        "some of its columns are scores of 0..1 and others are not: key points, masks or the angles of rotated boxes, which are not supported"
+        "some of its columns are scores of 0..1 and others are not: key points, masks or angles, which are not supported"
     )
 
 
@@ -191,7 +193,7 @@ def _end_to_end(seen: Seen, port: Port) -> Role | None:
     if not np.allclose(labels, np.round(labels), atol=0.01) or labels.min() < -1:
         raise seen.refuse("its rows have six columns, but the last is not the number of a class")
     seen.notes.fact(
-        f"{port.name} {shape_text(port.shape)}: at most {port.shape[1]} rows of corners, score and class, so NMS is done or not needed "
+        f"{port.name} {shape_text(port.shape)}: at most {port.shape[1]} rows of corners, score and class, so NMS is done "
         "(YOLOv10, YOLO26 and others)"
     )
     classes = named_classes(seen)

@@ -11,7 +11,7 @@ from pathlib import Path
 from service.errors import ModelFixed, ModelRefused, VisionError
 from service.intake.manifest import told_of
 from service.intake.place import GONE, OLD, STAGING, lock_of, settle
-from service.intake.told import NAME, Told
+from service.intake.told import NAME, NOTHING, Told
 from service.repository.build import RunGraph
 from service.repository.files import digest_of
 from service.repository.progress import Progress
@@ -24,7 +24,7 @@ LEFT_OVER = 3600.0
 
 
 def adopt_dropped(settings: Settings, *, run_graph: RunGraph, progress: Progress) -> list[tuple[Path, VisionError]]:
-    """Write a model.toml for each dropped folder that has none, or whose file has changed, and build it; those refused, with reasons.
+    """Write a model.toml for each dropped folder that has none, or whose file has changed, and build it; what was refused.
 
     A folder holds one .onnx, or a version of it below, as Triton has it: <name>/1/model.onnx, of which the highest counts. Files
     are left where and as they are. A bad new file leaves what was built of the good old one.
@@ -56,7 +56,7 @@ def _to_settle(folder: Path) -> tuple[Path, Told] | None:
             raise ModelRefused(
                 f"the folder {folder.name!r} cannot be a model's name: small letters, digits, dots, dashes; rename it"
             )
-        return file, Told()
+        return file, NOTHING
     spec = load_spec(folder)
     if spec.is_published or not _has_changed(spec):
         return None

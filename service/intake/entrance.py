@@ -15,7 +15,7 @@ from service.intake.words import Axis, Notes, Port, ports_text
 CHANNELS = (1, 3)
 DTYPES = ("float32", "float16", "uint8")
 FREE = {2: 224, 4: 256}
-"""Side of the trial picture where the file leaves it free, by the axes of the first output; else 640, the usual one of detectors."""
+"""Side of the trial picture where the file leaves it free, by the axes of the only output; else 640, as detectors have."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def find(file: OnnxFile, told: Told, meta: Metadata, notes: Notes) -> Entrance:
         pictures = named
     if not pictures:
         raise ModelRefused(
-            f"none of its inputs takes a picture, [n, channels, height, width] or [n, height, width, channels] with 1 or 3 channels; "
+            f"none of its inputs takes a picture, [n, c, height, width] or [n, height, width, c] with 1 or 3 channels c; "
             f"the inputs are: {ports_text(file.inputs)}"
         )
     if len(pictures) > 2 or (len(pictures) == 2 and not _paints(file)):
@@ -68,7 +68,7 @@ def _paints(file: OnnxFile) -> bool:
     return len(file.outputs) == 1 and _layout(file.outputs[0].shape, None) is not None
 
 
-def _entrance(  # noqa: PLR0913, PLR0917
+def _entrance(
     port: Port, styles: tuple[Entrance, ...], others: tuple[Port, ...], file: OnnxFile, told: Told, meta: Metadata, notes: Notes
 ) -> Entrance:
     layout = told.layout or _layout(port.shape, notes)

@@ -53,7 +53,7 @@ class Finding:
 
 
 def name_of(file: Path, told: Told) -> str:
-    """Told, or the file's own name in small letters with what no name may have as dashes. Raises ModelRefused where none is left."""
+    """Told, or the file's own name in small letters with dashes for what no name may have. Raises ModelRefused where none is left."""
     if told.name:
         return told.name
     name = re.sub(r"[^a-z0-9._-]+", "-", file.stem.lower()).strip("-._")[:80]
@@ -107,8 +107,8 @@ def _as_public(file: OnnxFile, public: ModelSpec, told: Told, notes: Notes) -> F
         if len(labels) != len(public.read_labels()):
             raise ModelRefused(f"{len(labels)} labels were given, and the file answers {len(public.read_labels())} classes")
     return Finding(
-        name_of(file.path, told), public.task, public.family, public.export.recipe, public.adapter, public.input, labels, public.nms,
-        public.batching.max_batch, public.precision, public.licence, told.summary or public.summary, public.alignment,
+        name_of(file.path, told), public.task, public.family, public.export.recipe, public.adapter, public.input, labels,
+        public.nms,        public.batching.max_batch, public.precision, public.licence, told.summary or public.summary, public.alignment,
         public.face_scale, file,
     )  # fmt: skip
 
@@ -117,7 +117,7 @@ def _faces(seen: Seen, role: Role) -> tuple[Points | None, float]:
     """Where the landmarks go, for embedders, and how much of a face's surroundings is seen, for liveness. Asks."""
     told = seen.told
     if role.task == "face-liveness":
-        if role.classes != 3 and role.classes != 2:
+        if role.classes not in (2, 3):
             raise seen.refuse(
                 f"face-liveness needs two or three classes, the second being that of living faces; it has {role.classes}"
             )
@@ -132,7 +132,7 @@ def _faces(seen: Seen, role: Role) -> tuple[Points | None, float]:
         return None, 1.0
     if told.template is None:
         seen.notes.ask(
-            "template", "where the five landmarks lie in an aligned face: arcface (InsightFace, SFace and most others, 112x112), or "
+            "template", "where the five landmarks lie in an aligned face: arcface (InsightFace, SFace and most others), or "
             "ten numbers x,y of right eye, left eye, nose, right and left mouth corner in input pixels"
         )  # fmt: skip
     if told.template is None or told.template == "arcface":
@@ -159,18 +159,27 @@ def _contract(seen: Seen, role: Role, arithmetic: Arithmetic, wanted: InputContr
     if role.recipe != "adopt" or role.decoder is None:
         return None
     door = seen.entrance
-    return Contract(
-        decoder=role.decoder, input=door.port.name, layout=door.layout, color=arithmetic.color, scale=arithmetic.scale,
-        mean=arithmetic.mean, std=arithmetic.std, size=wanted.size, outputs=role.outputs, classes=role.classes,
-        activation=role.activation, boxes=role.boxes, anchors=role.anchors, strides=role.strides, head=role.head,
-        picture_range=_picture_range(seen, role), free_batch=len(door.port.shape) == 4,
-    )  # fmt: skip
-
-
-def _picture_range(seen: Seen, role: Role) -> str:
-    if role.task != "stylize" or seen.told.range is None:
-        return "input"
-    return RANGES[seen.told.range]
+    return Contract.model_validate(
+        {
+            "decoder": role.decoder,
+            "input": door.port.name,
+            "layout": door.layout,
+            "color": arithmetic.color,
+            "scale": arithmetic.scale,
+            "mean": arithmetic.mean,
+            "std": arithmetic.std,
+            "size": wanted.size,
+            "outputs": role.outputs,
+            "classes": role.classes,
+            "activation": role.activation,
+            "boxes": role.boxes,
+            "anchors": role.anchors,
+            "strides": role.strides,
+            "head": role.head,
+            "picture_range": RANGES.get(seen.told.range or "", "input") if role.task == "stylize" else "input",
+            "free_batch": len(door.port.shape) == 4,
+        }
+    )
 
 
 def _family(role: Role) -> str:

@@ -2,6 +2,7 @@
 
 import re
 
+from service.errors import ModelRefused
 from service.intake.names import named_classes
 from service.intake.seen import UNIT, Role, Seen, activation_of, span
 from service.intake.words import Port, ports_text
@@ -12,7 +13,7 @@ YOLOV3_TINY: Anchors = ((10, 14, 23, 27, 37, 58), (81, 82, 135, 169, 344, 319))
 YOLOV4: Anchors = ((12, 16, 19, 36, 40, 28), (36, 75, 76, 55, 72, 146), (142, 110, 192, 243, 459, 401))
 YOLOV2_COCO: Anchors = ((18.327, 21.676, 59.983, 66.001, 106.830, 175.179, 252.250, 112.889, 312.657, 293.385),)
 YOLOV2_VOC: Anchors = ((34.56, 38.08, 109.44, 141.12, 212.16, 364.16, 301.44, 163.52, 531.84, 336.64),)
-"""Width, height, ... in pixels of the input, the finest grid first. Source: darknet's cfg files (YOLOv2's times its stride of 32)."""
+"""Width, height, ... in pixels of the input, the finest grid first. Source: darknet's cfg files (YOLOv2's times 32)."""
 QUERIES = 1000
 """No DETR has more."""
 
@@ -33,9 +34,9 @@ def anchor_heads(seen: Seen) -> Role | None:
         anchors = len(seen.told.anchors[0]) // 2
     counts = {columns if given else columns / anchors for _, columns, given in found}
     if len(counts) != 1 or (width := counts.pop()) != int(width) or width < 6:
-        return _no_anchors(seen, strides)
+        raise _no_anchors(seen, strides)
     if len(found) == 1 and strides != (32,) and told is None:
-        return _no_anchors(seen, strides)
+        raise _no_anchors(seen, strides)
     classes = int(width) - 5
     if ranks == {5} and _channels_before(seen.ports[0]) and seen.told.head is None:
         seen.notes.ask(
@@ -73,12 +74,12 @@ def _channels_before(port: Port) -> bool:
     return int(port.shape[1] or 0) <= 5 < int(port.shape[3] or 0)
 
 
-def _no_anchors(seen: Seen, strides: tuple[int, ...]) -> None:
+def _no_anchors(seen: Seen, strides: tuple[int, ...]) -> ModelRefused:
     if len(strides) == 1:
-        raise seen.refuse(
+        return seen.refuse(
             f"one raw head of stride {strides[0]} without the anchors of YOLOv2: FastestDet and the like are not supported"
         )
-    raise seen.refuse(
+    return seen.refuse(
         "raw heads whose channels are not those of three anchors: a detector that was exported before its boxes are decoded"
     )
 
@@ -118,14 +119,15 @@ def nanodet(seen: Seen) -> Role | None:
     if len(by_width) != 2 or len({tuple(sorted(found)) for found in by_width.values()}) != 1:
         return None
     names = named_classes(seen)
-    widths = sorted(by_width, key=lambda width: (width != names, width not in (80,), not seen.ports[0].shape[2] == width))
+    widths = sorted(by_width, key=lambda width: (width != names, width not in (80,), seen.ports[0].shape[2] != width))
     classes, bins = widths
     if bins % 4 or bins < 8:
         return None
     strides = tuple(sorted(by_width[classes]))
     first = seen.values(by_width[classes][strides[0]])
     seen.notes.fact(
-        f"per stride {'/'.join(map(str, strides))} scores of {classes} classes and distributions of {bins // 4} bins of four distances: NanoDet"
+        f"per stride {'/'.join(map(str, strides))} scores of {classes} classes and distributions of four distances"
+        f" in {bins // 4} bins: NanoDet"
     )
     outputs = [by_width[classes][stride] for stride in strides] + [by_width[bins][stride] for stride in strides]
     return Role(
@@ -145,7 +147,7 @@ def faces(seen: Seen) -> Role | None:
         rows = {int(shape[0] or 0) for shape in shapes}
         if len(rows) == 1 and rows.pop() > QUERIES:
             raise seen.refuse(
-                "a detector of faces without landmarks (as UltraFace is): verifying and naming faces needs the five landmarks to align "
+                "a detector of faces without landmarks (as UltraFace is): verifying and naming faces needs five landmarks to align "
                 "them, so it cannot be used; use YuNet"
             )
     return None

@@ -70,7 +70,7 @@ def write(folder: Path, finding: Finding, told: Told, files: Mapping[str, Path])
 
 
 def to_toml(table: Document) -> str:
-    """TOML of a document of texts, numbers, truths, lists, tables, and lists of tables. What is None or empty tables is left out."""
+    """TOML of a document of texts, numbers, truths, lists, tables, and lists of tables. What is None is left out."""
     lines: list[str] = []
     _table(table, (), lines)
     return "\n".join(lines).strip() + "\n"

@@ -25,16 +25,25 @@ MODEL = "model.onnx"
 
 
 def place(  # noqa: PLR0913
-    file: Path, told: Told, root: Path, settings: Settings, *, replace: bool = False, run_graph: RunGraph, progress: Progress
+    file: Path,
+    told: Told,
+    root: Path,
+    settings: Settings,
+    *,
+    replace: bool = False,
+    finding: Finding | None = None,
+    run_graph: RunGraph,
+    progress: Progress,
 ) -> ModelSpec:
     """Copy the ONNX file at `file` into a model folder of its own in `root`, with what was found written down and built.
 
-    replace: may it take the place of an added model of that name? What was there stays whole until the new one is. Raises
-    ModelRefused, ModelUnclear, ModelExists, ModelFixed, OptionInvalid, OSError.
+    replace: may it take the place of an added model of that name? What was there stays whole until the new one is. finding: what
+    inspect() gave for the same file and `told`, where it was asked already. Raises ModelRefused, ModelUnclear, ModelExists,
+    ModelFixed, OptionInvalid, OSError.
     """
     name = name_of(file, told)
     _check_free(name, root, settings, replace)
-    finding = inspect(file, told, settings)
+    finding = finding or inspect(file, told, settings)
     with _staging(root, name) as folder:
         shutil.copyfile(file, folder / MODEL)
         for extra in finding.file.external:
@@ -52,16 +61,14 @@ def change(spec: ModelSpec, told: Told, settings: Settings, *, run_graph: RunGra
 
     Raises ModelFixed for another's model, and what `place` raises; then all is as it was.
     """
-    _check_own(spec.folder, settings, spec)
+    _check_own(spec.folder, spec)
     if told.name not in (None, spec.name):
         raise ModelFixed(f"{spec.name} cannot be renamed; add it again by another name, and remove this one")
     return settle(spec.folder, spec.folder / spec.files[0].name, told.over(told_of(spec)), settings, run_graph, progress)
 
 
-def settle(  # noqa: PLR0913, PLR0917
-    folder: Path, file: Path, told: Told, settings: Settings, run_graph: RunGraph, progress: Progress
-) -> ModelSpec:
-    """Write down and build the model whose `file` lies in `folder` already, and is left there as it is. Raises what `place` raises."""
+def settle(folder: Path, file: Path, told: Told, settings: Settings, run_graph: RunGraph, progress: Progress) -> ModelSpec:
+    """Write down and build the model whose `file` lies in `folder` already, and is left as it is. Raises what `place` raises."""
     told = told.model_copy(update={"name": folder.name})
     finding = inspect(file, told, settings)
     if not os.access(folder, os.W_OK):
@@ -78,7 +85,7 @@ def remove(folder: Path, settings: Settings) -> None:
     """Delete the folder of an added model. Raises ModelUnknown where there is none, ModelFixed for a model of the service's own."""
     if not folder.is_dir():
         raise ModelUnknown(folder.name, sorted(manifests(settings)))
-    _check_own(folder, settings, None)
+    _check_own(folder, None)
     with lock_of(folder.parent, Silent()):
         gone = folder.with_name(f"{GONE}{folder.name}-{uuid.uuid4().hex[:8]}")
         try:
@@ -104,7 +111,7 @@ def _check_free(name: str, root: Path, settings: Settings, replace: bool) -> Non
         raise ModelFixed(f"the model {name} lies in {there}, from where it cannot be replaced; give another name")
 
 
-def _check_own(folder: Path, settings: Settings, spec: ModelSpec | None) -> None:
+def _check_own(folder: Path, spec: ModelSpec | None) -> None:
     if folder.is_relative_to(own_manifests()) or (spec is not None and spec.is_published):
         raise ModelFixed(f"{folder.name} is a model that comes with the service, or was pulled; it cannot be changed here")
     if not os.access(folder.parent, os.W_OK):
@@ -165,7 +172,7 @@ def _swap(new: Path, target: Path) -> None:
 
 
 def _install(staged: Path, folder: Path) -> None:
-    """What was built and written in `staged` into `folder`, model.toml last: a crash before that leaves a build that is made again."""
+    """What was built and written in `staged` into `folder`, model.toml last: after a crash before that it is built again."""
     shutil.rmtree(folder / BUILT, ignore_errors=True)
     if (staged / BUILT).is_dir():
         (staged / BUILT).rename(folder / BUILT)

@@ -5,6 +5,7 @@ import numpy as np
 from service.export.contract import Decoder
 from service.intake.seen import UNIT, Floats, Role, Seen, span
 from service.intake.words import Port, shape_text
+from service.repository.spec import Task
 
 EMBEDDINGS = (128, 256, 512, 1024)
 ALIGNED = ((112, 112), (112, 96), (160, 160), (96, 96), (128, 128))
@@ -49,7 +50,7 @@ def _layout_is_last(seen: Seen, shape: list[int]) -> bool:
     return seen.entrance.layout == "NHWC" and shape[-1] != 1
 
 
-def _row_task(seen: Seen, width: int, values: Floats) -> str:
+def _row_task(seen: Seen, width: int, values: Floats) -> Task:
     is_face = width in EMBEDDINGS and seen.entrance.size in ALIGNED and not seen.meta.names
     unit = np.allclose(np.linalg.norm(values, axis=1), 1, atol=1e-2) and values.min() < 0
     if is_face or unit:
@@ -57,7 +58,8 @@ def _row_task(seen: Seen, width: int, values: Floats) -> str:
             "its rows have the length 1" if unit else f"{width} numbers for {seen.entrance.size[0]}x{seen.entrance.size[1]} pixels"
         )
         seen.notes.ask(
-            "task", f"embed-face, if it makes embeddings of aligned faces ({why}); classify, if these are {width} classes; face-liveness, "
+            "task", f"embed-face, if it makes embeddings of aligned faces ({why}); classify, if these are {width} classes; "
+            "face-liveness, "
             "if it tells live faces from pictures of them"
         )  # fmt: skip
     return "classify"
@@ -89,7 +91,8 @@ def picture(seen: Seen) -> Role | None:
     else:
         return None
     if not _fits(shape[:2], height, width):
-        raise seen.refuse(f"the picture that it gives has {shape[0]}x{shape[1]} pixels for one of {height}x{width}: only style networks, "
+        raise seen.refuse(
+            f"its picture has {shape[0]}x{shape[1]} pixels for one of {height}x{width}: only style networks, "
                           "which keep the size, are supported")  # fmt: skip
     if channels == 1:
         raise seen.refuse("it gives one number for each pixel, as masks and depth maps are: not supported")

@@ -129,9 +129,9 @@ def _ask(seen: Seen, role: Role) -> None:
         return
     seen.notes.ask(
         "preprocess",
-        "torchvision (RGB 0..1, then ImageNet's mean and deviation: PyTorch's own and timm's networks), tensorflow (RGB -1..1: MobileNet, "
-        "Inception and EfficientNet of Keras, and face embedders of InsightFace), caffe (BGR 0..255 less ImageNet's mean: VGG and ResNet "
-        "of Keras and Caffe), unit (0..1), raw (0..255), or --scale, --mean and --std; --color BGR or RGB where the order differs",
+        "torchvision (RGB 0..1, then ImageNet's mean and deviation: PyTorch's own and timm's networks), tensorflow (RGB -1..1: "
+        "MobileNet, Inception and EfficientNet of Keras, and face embedders of InsightFace), caffe (BGR 0..255 less ImageNet's mean: "
+        "VGG and ResNet of Keras and Caffe), unit (0..1), raw (0..255), or --scale, --mean and --std; --color BGR or RGB where the order differs",
     )
 
 
@@ -163,12 +163,12 @@ def _input(seen: Seen, role: Role, arithmetic: Arithmetic, rule: Rule) -> InputC
     if role.task == "stylize":
         rule = {"resize": "none", "multiple_of": 4} if size is None else {"resize": "fit"}
     mean, std = (_three(values, arithmetic) for values in (arithmetic.mean, arithmetic.std))
-    return InputContract(
-        size=size,
-        mean=tuple(round(value / arithmetic.scale, 6) for value in mean),
-        std=tuple(round(value / arithmetic.scale, 6) for value in std),
-        **rule,
-    )
+    told = {
+        "size": size,
+        "mean": [round(value / arithmetic.scale, 6) for value in mean],
+        "std": [round(value / arithmetic.scale, 6) for value in std],
+    }
+    return InputContract.model_validate({**told, **rule})
 
 
 def _three(values: tuple[float, ...], arithmetic: Arithmetic) -> tuple[float, float, float]:

@@ -1,4 +1,4 @@
-"""Is the finding right? Its graph is made, run in a child process, and must answer as the task reads it; with two pictures at once too."""
+"""Is the finding right? Its graph is made, run in a child process, and must answer as its task reads it, to two pictures at once too."""
 
 import tempfile
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from service.errors import ExportFailed, ModelRefused, ParityFailed, VisionError
 from service.intake.finding import Finding
 from service.intake.manifest import write
-from service.intake.told import Told
+from service.intake.told import NOTHING
 from service.intake.trial import trial
 from service.intake.words import Notes
 from service.repository.answers import check_answers
@@ -21,7 +21,7 @@ from service.settings import Settings
 
 Answers = Mapping[str, NDArray[np.generic]]
 CLOSE = 0.02
-"""How far two pictures in one run may differ from one by one, as a share of the spread: float16 rounds otherwise in other batches."""
+"""How far two pictures in one run may differ from one by one, as a share of the spread: float16 rounds differently."""
 
 
 def prove(finding: Finding, settings: Settings, notes: Notes) -> Finding:
@@ -29,7 +29,7 @@ def prove(finding: Finding, settings: Settings, notes: Notes) -> Finding:
     with tempfile.TemporaryDirectory(prefix="vision-intake-") as place:
         folder = Path(place) / finding.name
         folder.mkdir()
-        spec = write(folder, finding, Told(), {"model.onnx": finding.file.path})
+        spec = write(folder, finding, NOTHING, {"model.onnx": finding.file.path})
         contract = finding.contract
         if contract is not None and contract.free_batch:
             why = _try_batch(spec, folder, finding, settings, notes)
@@ -37,7 +37,7 @@ def prove(finding: Finding, settings: Settings, notes: Notes) -> Finding:
                 return finding
             notes.fact(f"it takes one picture at a time: {why}")
             finding = replace(finding, contract=contract.model_copy(update={"free_batch": False}), max_batch=1)
-            spec = write(folder, finding, Told(), {"model.onnx": finding.file.path})
+            spec = write(folder, finding, NOTHING, {"model.onnx": finding.file.path})
         elif contract is not None:
             finding = replace(finding, max_batch=1)
         try:

@@ -1,5 +1,6 @@
 """Read an untrusted ONNX file without running anything of it: what goes in, what comes out, and whether it can be used at all."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -206,5 +207,7 @@ def _precision(model: "ModelProto", nodes: list["NodeProto"]) -> Precision:
 
     if any(node.op_type in INT8 or node.op_type.startswith("QLinear") for node in nodes):
         return "int8"
-    kinds = Counter(tensor.data_type for tensor in model.graph.initializer)
-    return "float16" if kinds[onnx.TensorProto.FLOAT16] > kinds[onnx.TensorProto.FLOAT] else "float32"
+    weights: Counter[int] = Counter()
+    for tensor in model.graph.initializer:
+        weights[tensor.data_type] += math.prod(tensor.dims)
+    return "float16" if weights[onnx.TensorProto.FLOAT16] > weights[onnx.TensorProto.FLOAT] else "float32"

@@ -8,16 +8,15 @@ from service.intake.seen import Role, Seen
 
 READERS: tuple[Callable[[Seen], Role | None], ...] = (
     heads.faces,
+    plain.picture,
     plain.masks,
     heads.chosen,
     heads.nanodet,
     heads.queries,
     detectors.one_table,
-    heads.anchor_heads,
-    plain.picture,
     plain.row,
+    heads.anchor_heads,
 )
-OWN_RECIPE = frozenset({"detect-faces"})
 
 
 def find_role(seen: Seen) -> Role:

@@ -98,7 +98,8 @@ def activation_of(seen: Seen, scores: Floats, what: str) -> Scores:
         return "none"
     if high > LARGEST_LOGIT:
         raise seen.refuse(
-            f"what should be {what} goes up to {high:.4g} in the trial run, which is no score: this may be a network for key points, "
+            f"what should be {what} goes up to {high:.4g} in the trial run, which is no score: this may be a network for key "
+            "points, "
             "masks or rotated boxes"
         )
     seen.notes.fact(f"{what} went from {low:.3g} to {high:.3g} in the trial run, so a sigmoid is still to be taken of them")

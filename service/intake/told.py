@@ -122,11 +122,15 @@ class Told(BaseModel):
 
     def over(self, other: "Told") -> "Told":
         """`other` with what is said here, which wins."""
-        return Told(**{**other.said(), **self.said()})
+        return Told.model_validate({**other.said(), **self.said()})
 
     def said(self) -> dict[str, Any]:
         """The fields that were given, by name."""
         return {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
+
+
+NOTHING = Told.model_validate({})
+"""Nothing is told: the file alone."""
 
 
 def read_told(values: Mapping[str, object]) -> Told:

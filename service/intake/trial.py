@@ -1,7 +1,7 @@
 """Run an untrusted graph in a child process that has little time, little memory, no secrets and cannot write a file.
 
-Both ways an .npz without pickle goes through a pipe: to the child "job" (JSON as bytes) and "<run>/<input>" arrays, back "<run>/<output>"
-arrays, or "error" (text as bytes).
+Both ways a zip archive of .npy members, without pickle, goes through a pipe: to the child "job" (JSON as bytes) and
+"<run>/<input>" arrays, back "<run>/<output>" arrays, or "error" (text as bytes).
 """
 
 import io
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from service.errors import ModelRefused
 from service.settings import Settings
 
+Answers = dict[str, NDArray[np.generic]]
 Tensors = Mapping[str, NDArray[np.generic]]
 MEMORY = 3 * 2**30  # bytes that Python, onnxruntime and a photo's worth of layers may take
 MEMORY_FACTOR = 6  # and, on top, times the file's size: read, parsed, optimised, packed
@@ -80,9 +81,16 @@ def _child(work: bytes, seconds: float) -> tuple[int | None, bytes, str]:
         env=kept,
     ) as child:
         late = threading.Event()
-        timer = threading.Timer(seconds, lambda: (late.set(), child.kill()))
+
+        def stop() -> None:
+            late.set()
+            child.kill()
+
+        timer = threading.Timer(seconds, stop)
         parts: dict[str, bytes] = {}
-        assert child.stdin and child.stdout and child.stderr
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stderr is not None
         readers = [
             threading.Thread(target=_drain, args=(parts, "out", child.stdout, MAX_ANSWER + 2**20)),
             threading.Thread(target=_drain, args=(parts, "err", child.stderr, 2**16)),
@@ -119,10 +127,10 @@ def _bytes(text: str) -> NDArray[np.uint8]:
 
 
 def _packed(arrays: Tensors) -> bytes:
-    """An .npz; savez takes no names with "file" or odd characters as keywords, so the members are written one by one."""
+    """Arrays as .npy members of a zip archive by number, and their names, which may be any text, as a list beside."""
     whole = io.BytesIO()
     with zipfile.ZipFile(whole, "w") as archive:
-        for number, (name, array) in enumerate(arrays.items()):
+        for number, array in enumerate(arrays.values()):
             member = io.BytesIO()
             np.lib.format.write_array(member, np.ascontiguousarray(array).reshape(array.shape), allow_pickle=False)
             archive.writestr(f"{number}", member.getvalue())

@@ -1,4 +1,4 @@
-"""What Ultralytics writes into an export: names, size, task. Data from an untrusted file: parsed as literals, checked, else left out."""
+"""What Ultralytics writes into an export: names, size, task. Untrusted data: parsed as literals, checked, else left out."""
 
 import ast
 from collections.abc import Mapping

@@ -135,7 +135,7 @@ def _answering(spec: ModelSpec, patience: float) -> tuple[UrlSource, ...]:
     def ask(source: UrlSource) -> None:
         good = False
         with suppress(Exception):  # whatever it is, this one did not answer
-            headers = {"Range": "bytes=0-0", "Accept-Encoding": "identity"}
+            headers = {"Range": "bytes=0-", "Accept-Encoding": "identity"}
             with client.stream("GET", source.url, headers=headers) as response:
                 ranged, length = response.headers.get("Content-Range", ""), response.headers.get("Content-Length", "")
                 whole = ranged.rpartition("/")[2] if response.status_code == 206 else length

@@ -42,6 +42,11 @@ def by_digest(sha256: str, catalogue: Path | None = None) -> ModelSpec | None:
     return min(found, key=lambda spec: (not spec.aliases, len(spec.name)), default=None)
 
 
+def is_public(folder: Path) -> bool:
+    """Is it the folder of a model of the catalogue?"""
+    return folder.parent == _catalogue()
+
+
 def alike(name: str, known: Collection[str]) -> list[str]:
     """The few of `known` names that look most like `name`; all where none does."""
     return get_close_matches(name.lower(), known, n=6, cutoff=0.5) or sorted(known)

@@ -209,7 +209,7 @@ class ModelSpec(_Part):
     alignment: tuple[tuple[float, float], ...] | None = Field(
         None, description="embedders: where the five landmarks belong in the input, x and y in pixels; none: as SFace has them"
     )
-    face_scale: float = Field(1.0, gt=0, le=8, description="face-crop: side of what is cut out over the face's longer side")
+    face_scale: float = Field(1.0, gt=0, le=8, description="face-crop: sides of what is cut out over those of the face's box")
     input: InputContract
     labels: str | None = Field(None, description="a text file beside model.toml, one label a line, in class order")
     accuracy: tuple[Accuracy, ...] = ()

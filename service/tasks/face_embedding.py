@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from service.errors import ImageTooSmall, NoFace, SeveralFaces, SpecInvalid
+from service.errors import ImageTooSmall, NoFace, OptionInvalid, SeveralFaces, SpecInvalid
 from service.imaging.boxes import clip
 from service.imaging.transforms import similarity, warp
 from service.repository.spec import ModelSpec, Threshold
@@ -28,7 +28,8 @@ See method_of()."""
 Pick = Literal["prominent", "largest", "only"]
 CONFIDENCE: Final = "least confidence that a face is one; lower finds more, and more that are none"
 THRESHOLD_SOURCE: Final = (
-    'where the usual threshold and the rates come from: "model" (its manifest), or "calibrated" and the day on which that was done'
+    'where the usual threshold and the rates come from: "model" (its manifest), "calibrated" and the day on which that '
+    'was done, or "none" where it has neither'
 )
 
 
@@ -114,14 +115,22 @@ def cosine(a: NDArray[np.generic], b: NDArray[np.generic]) -> float:
 
 
 def threshold_of(model: Model) -> Threshold:
-    """The measured threshold of an embedding model. Raises SpecInvalid where it has none."""
+    """The measured threshold of an embedding model. Raises OptionInvalid where it has none."""
     if model.spec.threshold is None:
-        raise SpecInvalid(f"{model.spec.name}: an embedding model needs a [threshold]")
+        text = f"{model.spec.name} has no measured threshold: give one, or write a [threshold] into its model.toml"
+        raise OptionInvalid("threshold", text)
     return model.spec.threshold
 
 
-def false_match_rate(measured: Threshold, threshold: float) -> float | None:
+def usual_or(given: float | None, model: Model) -> float:
+    """The threshold that was given, else the model's own. Raises as threshold_of() does."""
+    return threshold_of(model).value if given is None else given
+
+
+def false_match_rate(measured: Threshold | None, threshold: float) -> float | None:
     """The false-match rate that `threshold` stands for: interpolated between measured ones, None outside of them."""
+    if measured is None:
+        return None
     if threshold == measured.value:
         return measured.false_match_rate
     rates = sorted(measured.rates, key=lambda rate: rate.threshold)

@@ -25,7 +25,7 @@ from service.tasks.face_embedding import (
     describe,
     embed,
     false_match_rate,
-    threshold_of,
+    usual_or,
 )
 from service.tasks.face_quality import FaceQuality, assess
 from service.tasks.liveness import Liveness, judge
@@ -115,10 +115,10 @@ def verify(
 ) -> Verification:
     """Compare the faces of two photos.
 
-    Raises NoFace, SeveralFaces or ImageTooSmall naming the photo ("image1", "image2"), SpecInvalid when the embedding model
-    has no threshold, and what `run` of the models raises.
+    Raises NoFace, SeveralFaces or ImageTooSmall naming the photo ("image1", "image2"), OptionInvalid when the embedding model
+    has no threshold and none is given, and what `run` of the models raises.
     """
-    measured = threshold_of(embedder)
+    measured, threshold = embedder.spec.threshold, usual_or(options.threshold, embedder)
     photos, crops = [], []
     for name, pixels in (("image1", photo1), ("image2", photo2)):
         found = find_faces(pixels, options.confidence, detector, timing)
@@ -130,15 +130,14 @@ def verify(
     embeddings = embed(np.stack(crops), embedder, timing)
     with timing.measure("postprocess"):
         likeness = cosine(embeddings[0], embeddings[1])
-        threshold = measured.value if options.threshold is None else options.threshold
         rate = false_match_rate(measured, threshold)
         return Verification(
             verified=likeness >= threshold,
             similarity=likeness,
             threshold=threshold,
             false_match_rate=rate,
-            false_match_pairs=None if rate is None else measured.impostor_pairs,
-            threshold_source=measured.origin,
+            false_match_pairs=None if rate is None or measured is None else measured.impostor_pairs,
+            threshold_source="none" if measured is None else measured.origin,
             image1=photos[0],
             image2=photos[1],
         )

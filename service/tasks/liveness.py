@@ -13,11 +13,13 @@ from pydantic import BaseModel, Field
 
 from service.errors import SpecInvalid
 from service.repository.spec import ModelSpec
-from service.tasks.classify import softmax
 from service.tasks.task import Model, Pixels, Timing, run_all
 
 LIVE = 1
 """The class of living faces; the others are kinds of pictures of faces."""
+
+MAX_BATCH = 16
+"""Faces judged in one run of the model: bounds memory on a photo of a crowd."""
 
 
 class Liveness(BaseModel):
@@ -35,9 +37,11 @@ def judge(pixels: Pixels, boxes: NDArray[np.float32], model: Model, timing: Timi
         return []
     with timing.measure("preprocess"):
         crops = np.stack([cut_out(pixels, box, model.spec.face_scale, height, width) for box in boxes])
-    logits = run_all(crops, model, timing, "logits")
+    parts = (crops[start : start + MAX_BATCH] for start in range(0, len(crops), MAX_BATCH))
+    logits = np.concatenate([run_all(part, model, timing, "logits") for part in parts])
     with timing.measure("postprocess"):
-        shares = [softmax(row) for row in logits]
+        shares = np.exp(np.subtract(logits, logits.max(axis=1, keepdims=True), dtype=np.float64))
+        shares /= shares.sum(axis=1, keepdims=True)
         return [Liveness(live=int(row.argmax()) == LIVE, score=float(row[LIVE])) for row in shares]
 
 

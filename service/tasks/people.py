@@ -27,7 +27,7 @@ from service.tasks.face_embedding import (
     describe,
     embed,
     false_match_rate,
-    threshold_of,
+    usual_or,
 )
 from service.tasks.face_quality import UNUSABLE_SIZE, FaceQuality, assess
 from service.tasks.task import Answer, Box, Model, ModelInfo, Pixels, Strict, Timing, TimingMs
@@ -226,7 +226,7 @@ def store(
 
     `subject` as check_name gives it. Raises what the gallery raises.
     """
-    threshold = threshold_of(embedder).value
+    threshold = 1.0 if embedder.spec.threshold is None else embedder.spec.threshold.value
     with timing.measure("postprocess"):
         alike = list[Sequence[Match]]()
         for start in range(0, len(prepared), MAX_BATCH):
@@ -246,8 +246,7 @@ def identify(
 ) -> dict[str, Any]:
     """Every face of a photo, at most `max_faces`, with who it may be; `models` are detector and embedder. Gives the fields of
     IdentifyAnswer that are known here. Raises what the gallery and `run` of the models raise."""
-    measured = threshold_of(models[1])
-    threshold = measured.value if options.threshold is None else options.threshold
+    measured, threshold = models[1].spec.threshold, usual_or(options.threshold, models[1])
     seen = see(pixels, options.confidence, max_faces, models, timing)
     usable = [row for row, one in enumerate(seen) if one.embedding is not None]
     with timing.measure("postprocess"):
@@ -259,8 +258,8 @@ def identify(
         "gallery": options.gallery,
         "threshold": threshold,
         "false_match_rate": rate,
-        "false_match_pairs": None if rate is None else measured.impostor_pairs,
-        "threshold_source": measured.origin,
+        "false_match_pairs": None if rate is None or measured is None else measured.impostor_pairs,
+        "threshold_source": "none" if measured is None else measured.origin,
         "false_identification_rate": None if rate is None else 1 - (1 - rate) ** search.faces,
         "subjects": search.subjects,
         "enrolled_faces": search.faces,

@@ -107,7 +107,8 @@ def _paint_named(photo: Pixels, text: str, model: Model, timing: Timing) -> Pixe
 def pick_painter(specs: Sequence[ModelSpec], options: StylizeOptions, has_style_image: bool) -> ModelSpec:
     """The model among `specs` that these options need: the one named, else the one that has the style or takes a picture.
 
-    Of several, the default, else one that comes with the service, else the first. Raises ModelUnknown, StyleUnknown, and OptionInvalid as `stylize` does.
+    Of several, the default, else one that comes with the service, else the first. Raises ModelUnknown, StyleUnknown, and
+    OptionInvalid as `stylize` does.
     """
     painters = [spec for spec in specs if spec.task == "stylize"]
     if options.model is not None:

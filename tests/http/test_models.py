@@ -18,6 +18,7 @@ from service.http import files
 from service.http.examples import ANSWERS
 from service.http.files import FileForm, StoredFile, safe_name
 from service.http.models import PLACES
+from service.intake import Told
 from service.repository.spec import InputContract
 
 MODEL = bytes(range(256)) * 1200
@@ -56,13 +57,14 @@ class FakeFleet:
             **found, input=InputContract(resize="letterbox"), facts=("two classes",), assumptions=("RGB; `color` says otherwise",)
         )
 
-    def add(self, file: Path, told: Any, *, replace: bool) -> ModelCard:
+    def add(self, file: Path, told: Any, *, replace: bool, finding: Any) -> ModelCard:
         self.busy += 1
         self.most = max(self.most, self.busy)
         self.before()
         self.busy -= 1
         assert file.read_bytes() == self.files[-1][1]
         self.calls.append(("add", told.said(), replace))
+        assert finding.labels == ("cat", "dog")  # is not looked for twice
         if self.raises is not None:
             raise self.raises
         return self.cards[0].model_copy(update={"name": told.name or file.stem})
@@ -130,9 +132,16 @@ def test_a_form_adds_a_model_and_leaves_no_file(client: TestClient, fleet: FakeF
 def test_a_raw_body_has_its_options_in_the_query(client: TestClient, fleet: FakeFleet, left: Any) -> None:
     response = client.post("/models?name=parts&replace=true", **RAW)
     assert (response.status_code, response.headers["location"]) == (201, "/models/parts")
-    assert fleet.files == [("model.onnx", MODEL)]
+    assert fleet.files == [("parts.onnx", MODEL)]
     assert fleet.calls == [("add", {"name": "parts"}, True)]
     assert left() == []
+
+
+def test_a_file_without_a_name_is_asked_for_one(client: TestClient, fleet: FakeFleet, left: Any) -> None:
+    for response in (client.post("/models", **RAW), client.post("/models", **form(name="model.onnx"))):
+        assert (response.status_code, response.json()["code"], response.json()["missing"]) == (422, "model_unclear", ["name"])
+    assert client.post("/models?dry_run=true", **RAW).status_code == 200
+    assert (fleet.calls, left()) == ([], [])
 
 
 def test_labels_may_come_as_a_file_of_many_lines(client: TestClient, fleet: FakeFleet) -> None:
@@ -183,6 +192,7 @@ def test_what_the_fleet_refuses_is_told_and_deleted(
         ("?name=a", form() | {"data": {"name": "a"}}, 422, "option_invalid", "name is given more than once"),
         ("?name=A b", RAW, 422, "option_invalid", "name=A b"),
         ("?task=segment", RAW, 422, "option_invalid", "classify"),
+        ("?name=a&default=2", RAW, 422, "option_invalid", "true or false"),
         ("", {"json": {"file": "AAAA"}}, 415, "media_type_unsupported", "application/octet-stream"),
         ("", {"content": MODEL, "headers": {"content-type": "multipart/form-data"}}, 400, "body_malformed", "no boundary"),
         ("", RAW | {"headers": RAW["headers"] | {"content-encoding": "gzip"}}, 415, "media_type_unsupported", "Content-Encoding"),  # type: ignore[operator]
@@ -281,7 +291,7 @@ def test_a_key_needs_the_scope_manage(make: Callable[..., Any], open_client: Cal
 
 # Time and clients that go away, on a server that really listens
 
-HEAD = "POST /models HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
+HEAD = "POST /models?name=parts HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
 
 
 def upload(connect: Any, port: int, size: int) -> Any:
@@ -312,10 +322,10 @@ def test_a_client_that_goes_away_later_does_not_stop_the_work(
     wait(lambda: fleet.busy == 1)
     client.close()
     time.sleep(0.5)  # the server looks for clients that have gone
-    assert [path.name for path in left() if path.is_file()] == ["model.onnx"]
+    assert [path.name for path in left() if path.is_file()] == ["parts.onnx"]
     go.set()
     wait(lambda: left() == [])
-    assert fleet.calls == [("add", {}, False)]
+    assert fleet.calls == [("add", {"name": "parts"}, False)]
 
 
 def test_an_upload_may_take_longer_than_a_request_while_its_bytes_flow(
@@ -426,3 +436,10 @@ def test_a_data_folder_that_cannot_be_written_is_said_in_words(tmp_path: Path) -
     (tmp_path / "uploads").write_bytes(b"in the way")
     with pytest.raises(errors.ModelFixed, match="cannot write its data folder"):
         StoredFile(tmp_path / "uploads")
+
+
+def test_every_option_is_in_the_docs() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    table = text.partition("| option | says |")[2].partition("\n\n")[0]
+    named = {name for row in table.splitlines() if row.startswith("| ") for name in row.split("|")[1].replace(" ", "").split(",")}
+    assert named - {"---"} == set(Told.model_fields)

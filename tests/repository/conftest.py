@@ -10,7 +10,7 @@ import tarfile
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,8 +19,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from service.export.recipes import RECIPES
+from service.repository import store
 from service.repository.spec import ModelSpec, load_spec
 
 
@@ -274,3 +276,70 @@ class HeardBar:
 @pytest.fixture
 def heard() -> Heard:
     return Heard()
+
+
+def grid_detector(classes: int = 2, side: int = 32) -> bytes:
+    """A detector of raw grids of 8, 16 and 32 pixels, as YOLOX files have them, with random weights."""
+    rows, columns = sum((side // stride) ** 2 for stride in (8, 16, 32)), 5 + classes
+    random = np.random.default_rng(3)
+    constants = {
+        "w": random.normal(0, 1e-3, (3, rows * columns)).astype(np.float32),
+        "to": np.array([1, rows, columns], np.int64),
+    }
+    nodes = [
+        helper.make_node("ReduceMean", ["images"], ["mean"], axes=[2, 3], keepdims=0),
+        helper.make_node("MatMul", ["mean", "w"], ["flat"]),
+        helper.make_node("Reshape", ["flat", "to"], ["output"]),
+    ]
+    picture = helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, side, side])
+    answer = helper.make_tensor_value_info("output", TensorProto.FLOAT, [1, rows, columns])
+    kept = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "grid", [picture], [answer], kept)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6).SerializeToString()
+
+
+class Shop:
+    """The folder of the service's own manifests, with a catalogue in it, for a test."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.body = grid_detector()
+
+    def write(
+        self, folder: Path, urls: Sequence[str], *, aliases: Sequence[str] = (), body: bytes = b"", **licence: Any
+    ) -> ModelSpec:
+        body = body or self.body
+        terms = {"spdx": "Apache-2.0", "commercial_use": True, **licence}
+        folder.mkdir(parents=True)
+        sources = "".join(f'[[files.sources]]\nurl = "{url}"\n' for url in urls)
+        (folder / "model.toml").write_text(
+            f'name = "{folder.name}"\nversion = "1"\ntask = "detect"\nfamily = "adopted"\nsummary = "two things"\n'
+            f'aliases = {json.dumps(list(aliases))}\nlabels = "../labels/things.txt"\n'
+            f'[licence]\nspdx = "{terms["spdx"]}"\nurl = "https://example.org"\n'
+            f"commercial_use = {str(terms['commercial_use']).lower()}\n"
+            f'[[files]]\nname = "{folder.name}.onnx"\nsha256 = "{hashlib.sha256(body).hexdigest()}"\nsize = {len(body)}\n{sources}'
+            '[export]\nrecipe = "adopt"\n'
+            '[adapter]\ndecoder = "yolox"\nsize = [32, 32]\nclasses = 2\nstrides = [8, 16, 32]\nfree_batch = false\n'
+            '[input]\nsize = [32, 32]\nresize = "letterbox"\n'
+            '[[accuracy]]\nmetric = "mAP"\nvalue = 0.4\ndataset = "COCO"\nkind = "published"\nsource = "https://example.org"\n'
+        )
+        (folder.parent / "labels").mkdir(exist_ok=True)
+        (folder.parent / "labels" / "things.txt").write_text("cat\ndog\n")
+        return load_spec(folder)
+
+    def own(self, name: str, *urls: str) -> ModelSpec:
+        """A model that comes with the service."""
+        return self.write(self.root / name, urls or ["https://127.0.0.1:9/gone"])
+
+    def public(self, name: str, *urls: str, **more: Any) -> ModelSpec:
+        """A model of the catalogue, at `urls`."""
+        return self.write(self.root / "catalogue" / name, urls, **more)
+
+
+@pytest.fixture
+def shop_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
+    """An empty shop in the place of the service's own manifests."""
+    root = tmp_path / "own"
+    root.mkdir()
+    monkeypatch.setattr(store, "own_manifests", lambda: root)
+    return Shop(root)

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from service.errors import ImageTooSmall, InputError, NoFace, SeveralFaces, SpecInvalid
+from service.errors import ImageTooSmall, InputError, NoFace, OptionInvalid, SeveralFaces, SpecInvalid
 from service.repository.spec import ModelSpec, Threshold, load_spec
 from service.tasks.face_detector import Found, find_faces, merge
 from service.tasks.face_embedding import cosine, false_match_rate, prominence
@@ -282,9 +282,14 @@ def test_the_answer_says_which_false_match_rate_its_threshold_stands_for() -> No
     assert (unknown["false_match_rate"], unknown["false_match_pairs"]) == (None, None)
 
 
-def test_an_embedder_needs_a_threshold() -> None:
-    with pytest.raises(SpecInvalid, match="threshold"):
-        compare(spec=SFACE.model_copy(update={"threshold": None}))
+def test_an_embedder_without_a_threshold_asks_for_one() -> None:
+    unmeasured = SFACE.model_copy(update={"threshold": None})
+    with pytest.raises(OptionInvalid, match="sface has no measured threshold: give one") as caught:
+        compare(spec=unmeasured)
+    assert caught.value.option == "threshold"
+    answer = compare(spec=unmeasured, threshold=0.5)
+    assert (answer["verified"], answer["threshold"], answer["threshold_source"]) == (True, 0.5, "none")
+    assert answer["false_match_rate"] is answer["false_match_pairs"] is None
 
 
 def test_stored_rates_fall_and_hold_the_default() -> None:

@@ -111,6 +111,14 @@ def test_the_second_class_is_the_living_one(free_batch: bool) -> None:
     assert judge(photo, np.empty((0, 4), np.float32), model, Timing()) == []
 
 
+def test_a_crowd_is_judged_in_runs_of_bounded_size() -> None:
+    model, boxes = Judge(), np.tile(np.float32([20, 20, 60, 60]), (37, 1))
+    boxes[36] = (120, 20, 160, 60)
+    found = judge(ramp(100, 250), boxes, model, Timing())
+    assert [len(pictures) for pictures in model.fed] == [16, 16, 5]
+    assert [one.live for one in found] == [False] * 36 + [True]
+
+
 def test_a_liveness_model_needs_its_rule() -> None:
     with pytest.raises(SpecInvalid, match="face-crop"):
         judge(ramp(9, 9), np.empty((0, 4), np.float32), Judge(SFACE), Timing())
@@ -151,7 +159,7 @@ def spots(template: Array, side: int) -> Pixels:
         ({"size": (224, 224)}, TEMPLATE * 2),
         ({"size": (56, 56)}, TEMPLATE / 2),
         ({"size": (112, 96)}, TEMPLATE * 96 / 112 + (0, 8)),
-        ({"alignment": tuple(map(tuple, TEMPLATE + (0, -9))), "size": (112, 112)}, TEMPLATE + (0, -9)),
+        ({"alignment": tuple(map(tuple, TEMPLATE - np.array([0, 9]))), "size": (112, 112)}, TEMPLATE - np.array([0, 9])),
         ({"alignment": tuple(map(tuple, TEMPLATE * 0.6 + 20)), "size": (128, 128)}, TEMPLATE * 0.6 + 20),
     ],
 )

@@ -1,7 +1,9 @@
 """Frees the batch that an exporter fixed to one picture."""
 
+from collections.abc import Sequence
+
 import numpy as np
-from onnx import ModelProto, NodeProto, numpy_helper, shape_inference
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
 
 from service.errors import ExportFailed
 from service.export import rewrite
@@ -9,19 +11,21 @@ from service.export.adopt.tail import GIVEN, subgraphs
 from service.export.rewrite import Array, attribute, constants
 
 
-def free_batch(model: ModelProto, picture: str) -> ModelProto:
+def free_batch(model: ModelProto, picture: str, heavy: Sequence[TensorProto] = ()) -> ModelProto:
     """Let the leading axis of the input `picture` take any length, where the file fixed it to 1; a free one is left as it is.
 
+    heavy: weights of the graph that are kept aside; all that is asked of them is their shape.
     Opens Reshapes and Resizes that pin it by a constant. Raises ExportFailed where that cannot be done, or the batch is another.
     """
     dims = next(value for value in model.graph.input if value.name == picture).type.tensor_type.shape.dim
     if not dims or dims[0].dim_value == 0:
         return model
-    if len(dims) != 4 or dims[0].dim_value != 1:
-        raise ExportFailed(f"the file takes {'one picture' if len(dims) != 4 else f'{dims[0].dim_value} pictures'} at a time")
+    if dims[0].dim_value != 1:
+        raise ExportFailed(f"the file takes {dims[0].dim_value} pictures at a time; export it for one, or for any number")
     if any(subgraphs(node) for node in model.graph.node):
         raise ExportFailed("the batch cannot be freed: the graph has branches or loops (If, Loop, Scan)")
     model = rewrite.copy_of(model)
+    model.graph.value_info.extend(helper.make_tensor_value_info(one.name, one.data_type, one.dims) for one in heavy)
     _open_resizes(model)
     known = constants(model)
     for node in model.graph.node:

@@ -108,7 +108,9 @@ def _four_axes(value: ValueInfoProto, contract: Contract) -> tuple[int | None, .
     shape = dims_of(value)
     if shape is None:
         return (None, None, None, None)
-    if len(shape) == 3 and not contract.free_batch:
+    if len(shape) == 3 and contract.free_batch:
+        raise ExportFailed(f"the batch cannot be freed: the input {_label(value)} takes one picture, without a batch axis")
+    if len(shape) == 3:
         return (1, *shape)
     if len(shape) != 4:
         raise ExportFailed(f"the input {_label(value)} has {len(shape)} axes; a picture has four ({contract.layout})")

@@ -26,17 +26,18 @@ def nanodet(tail: Tail, outputs: Sequence[Output], contract: Contract) -> None:
     """
     if tail.size is None:
         raise ExportFailed("NanoDet needs a fixed size: its cells are counted from it")
-    if len(outputs) == 1:
-        both = tail.as_float(outputs[0])
-        columns, classes = _columns(outputs[0]), contract.classes
-        scores, reach = tail.cut(both, 0, classes, 2), tail.cut(both, classes, columns, 2)
-        strides, bins, shift = contract.strides or STRIDES, (columns - classes) // 4, SHIFT_PLUS
-    else:
-        heads, distributions = _parted(outputs, contract)
-        scores = tail.concat(*map(tail.as_float, heads), axis=1)
-        reach = tail.concat(*map(tail.as_float, distributions), axis=1)
-        strides, bins, shift = contract.strides or STRIDES[: len(heads)], _columns(distributions[0]) // 4, SHIFT
-    centres, unit = _cells(tail.size, strides, shift)
+    plus = len(outputs) == 1
+    heads, distributions = (outputs, outputs) if plus else _parted(outputs, contract)
+    strides = contract.strides or (STRIDES if plus else STRIDES[: len(heads)])
+    centres, unit = _cells(tail.size, strides, SHIFT_PLUS if plus else SHIFT)
+    _check_count(heads, strides, centres.shape[1], tail.size)
+    scores = tail.concat(*map(tail.as_float, heads), axis=1)
+    reach = tail.concat(*map(tail.as_float, distributions), axis=1)
+    columns = _columns(distributions[0])
+    if plus:
+        scores, reach = tail.cut(scores, 0, contract.classes, 2), tail.cut(reach, contract.classes, columns, 2)
+        columns -= contract.classes
+    bins = columns // 4
     shares = tail.softmax(tail.reshape(reach, [0, 0, 4, bins]), 4)
     mean = tail.node("MatMul", shares, tail.constant(np.arange(bins)[:, None]))  # the expected distance, in strides
     reach = tail.mul(tail.reshape(mean, [0, 0, 4]), unit)
@@ -59,6 +60,14 @@ def _parted(outputs: Sequence[Output], contract: Contract) -> tuple[Sequence[Out
             f"NanoDet answers [n, k, {contract.classes}] and [n, k, 4 * bins] for every stride; these were found: {found}"
         )
     return heads, rest
+
+
+def _check_count(heads: Sequence[Output], strides: Sequence[int], wanted: int, size: tuple[int, int]) -> None:
+    """Raises ExportFailed where it is known that there are more or fewer rows than cells."""
+    counts = [output.shape[1] for output in heads if output.shape and output.shape[1] is not None]
+    found = sum(count for count in counts if count is not None)
+    if len(counts) == len(heads) and found != wanted:
+        raise ExportFailed(f"{found} cells were found, and strides {list(strides)} make {wanted} of {size[0]} x {size[1]} pixels")
 
 
 def _columns(output: Output) -> int:

@@ -89,7 +89,8 @@ class Foreign:
         old = self.opset < 9  # weights had to be inputs too
         also = [helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in self.weights] if old else []
         graph = helper.make_graph(self.nodes, "theirs", [*self.inputs, *also], self.outputs, self.weights)
-        opsets = [helper.make_opsetid("", self.opset)]
+        others = {node.domain for node in self.nodes} - {""}
+        opsets = [helper.make_opsetid("", self.opset), *(helper.make_opsetid(domain, 1) for domain in others)]
         onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=IR[self.opset]), path)
         return path
 

@@ -187,7 +187,7 @@ def test_the_style_is_a_second_picture(shape: Shape, adopted: Adopted) -> None:
 @pytest.mark.parametrize(
     ("shape", "style", "message"),
     [
-        ((1, 3, "h", "w"), (1, 3, *SIZE), "'style' has a fixed size, the picture's is free"),
+        ((1, 3, "h", "w"), (1, 3, *SIZE), "'style' has a fixed size and the picture's is free"),
         ((1, 3, *SIZE), (1, 3, 6, 9), "'style' is 9 pixels wide, fixed by its file, and cannot be 8"),
         ((1, 3, *SIZE), None, r"one input, the style's; found: \(none\)"),
     ],

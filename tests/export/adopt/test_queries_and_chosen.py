@@ -239,6 +239,7 @@ def test_nanodet_plus_answers_with_one_table_and_corners_of_cells(answer: Answer
         ({"rows": some(5, 7), "more": some(5)}, {"decoder": "nms-rows"}, "should be rows, in this order"),
         ({"a": some(1, 5, 3), "b": some(1, 5, 30)}, {"decoder": "nanodet"}, r"\[n, k, 4 \* bins\] for every stride"),
         ({"a": some(1, 5, 3), "b": some(1, 5, 32)}, {"decoder": "nanodet", "strides": (8, 16)}, "for every stride"),
+        ({"a": some(1, 5, 3), "b": some(1, 5, 32)}, {"decoder": "nanodet"}, r"5 cells were found, and strides \[8\] make 48 of"),
     ],
 )
 def test_other_outputs_are_refused_with_what_was_found(

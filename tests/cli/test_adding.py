@@ -1,0 +1,100 @@
+"""`models add`, `models inspect`, `models remove`, on a small classifier."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from service.cli import main
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    monkeypatch.setenv("VISION_DATA_DIR", str(tmp_path / "data"))
+
+    def go(*argv: object) -> tuple[int, str, str]:
+        status = main(["models", *map(str, argv)])
+        told = capsys.readouterr()
+        return status, told.out, told.err
+
+    return go
+
+
+@pytest.fixture
+def classifier(tmp_path: Path) -> Path:
+    weights = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["x"], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["flat"], axis=1),
+        helper.make_node("MatMul", ["flat", "w"], ["y"]),
+    ]
+    pictures = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 16, 16])
+    answers = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])
+    graph = helper.make_graph(nodes, "g", [pictures], [answers], [numpy_helper.from_array(weights, "w")])
+    path = tmp_path / "Fruit.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def test_what_is_missing_is_asked_and_then_it_is_added_and_removed(run: Run, classifier: Path, tmp_path: Path) -> None:
+    status, out, err = run("inspect", classifier)
+    assert status == 1
+    assert "--preprocess: torchvision" in out
+    assert "needs --preprocess" in err
+    status, _, err = run("add", classifier)
+    assert status == 1
+    assert "preprocess" in err
+    labels = tmp_path / "fruit.txt"
+    labels.write_text("apple\npear, green\nfig\nplum\n")
+    status, out, _ = run("inspect", classifier, "--preprocess", "unit", "--labels", labels)
+    assert status == 0
+    assert out.startswith("fruit: classify")
+    assert "two pictures at once as one by one" in out
+    assert "--resize says otherwise" in out
+    status, out, _ = run("add", classifier, "--preprocess", "unit", "--labels", labels)
+    folder = tmp_path / "data" / "repository" / "fruit"
+    assert status == 0
+    assert str(folder) in out
+    assert (folder / "labels.txt").read_text().splitlines()[1] == "pear, green"
+    status, _, err = run("add", classifier, "--preprocess", "unit")
+    assert status == 1
+    assert "already" in err
+    assert run("add", classifier, "--preprocess", "unit", "--replace")[0] == 0
+    status, out, _ = run("remove", "fruit")
+    assert status == 0
+    assert not folder.exists()
+
+
+def test_inspect_as_json_says_what_is_inside(run: Run, classifier: Path) -> None:
+    status, out, _ = run("inspect", classifier, "--json")
+    found = json.loads(out)
+    assert status == 0
+    assert found["inputs"] == [{"name": "x", "dtype": "float", "shape": ["n", 3, 16, 16]}]
+    assert found["parameters"] == 12
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("inspect", "{file}", "--mean", "x"), "--mean"),
+        (("inspect", "{file}", "--face-scale", "99"), "--face-scale"),
+        (("inspect", "{file}", "--labels", "no-such.txt"), "--labels no-such.txt"),
+        (("inspect", "{file}", "--decoder", "yolov8"), "cannot be read as yolov8"),
+        (("add", "no-such.onnx"), "no-such.onnx"),
+        (("add", "{file}", "--preprocess", "unit", "--name", "yunet"), "comes with the service"),
+        (("remove", "yunet"), "comes with the service"),
+        (("remove", "nope"), "no model 'nope'"),
+        (("remove", ".."), "no model '..'"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(run: Run, classifier: Path, argv: tuple[str, ...], words: str) -> None:
+    status, _, err = run(*(word.format(file=classifier) for word in argv))
+    assert status == 1
+    assert words in err
+    assert "Traceback" not in err
