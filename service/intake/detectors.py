@@ -158,7 +158,7 @@ def _mixed(scores: Floats) -> bool:
 
 def _refuse_mixed(seen: Seen) -> Scores:
     raise seen.refuse(
-        "some of its columns are scores of 0..1 and others are not: key points, masks or angles, which are not supported"
+        "some of its columns are scores of 0..1 and others are not: key points, masks or the angles of rotated boxes: not supported"
     )
 
 

@@ -53,7 +53,7 @@ class Finding:
 
 
 def name_of(file: Path, told: Told) -> str:
-    """Told, or the file's own name in small letters with dashes for what no name may have. Raises ModelRefused where none is left."""
+    """Told, or the file's own name in small letters dashes for what no name may have. Raises ModelRefused where none is left."""
     if told.name:
         return told.name
     name = re.sub(r"[^a-z0-9._-]+", "-", file.stem.lower()).strip("-._")[:80]
@@ -108,8 +108,8 @@ def _as_public(file: OnnxFile, public: ModelSpec, told: Told, notes: Notes) -> F
             raise ModelRefused(f"{len(labels)} labels were given, and the file answers {len(public.read_labels())} classes")
     return Finding(
         name_of(file.path, told), public.task, public.family, public.export.recipe, public.adapter, public.input, labels,
-        public.nms,        public.batching.max_batch, public.precision, public.licence, told.summary or public.summary, public.alignment,
-        public.face_scale, file,
+        public.nms, public.batching.max_batch, public.precision, public.licence, told.summary or public.summary,
+        public.alignment, public.face_scale, file,
     )  # fmt: skip
 
 

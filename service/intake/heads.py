@@ -267,7 +267,7 @@ def _torchvision(seen: Seen) -> Role | None:
     flat = [port for port in seen.ports if len(port.shape) == len(seen.ports[0].shape) - 1 or len(port.shape) in (1, 2)]
     labels = [port for port in flat if port.dtype.startswith("int")]
     scores = [port for port in flat if port.dtype.startswith("float") and port not in boxes]
-    if len(seen.ports) != 3 or [len(boxes), len(labels), len(scores)] != [1, 1, 1]:
+    if seen.entrance.others or len(seen.ports) != 3 or [len(boxes), len(labels), len(scores)] != [1, 1, 1]:
         return None
     seen.notes.fact("boxes, labels and scores of one picture, as torchvision's detectors answer")
     unit = seen.told.boxes == "unit" or (not seen.told.boxes and 0 < span(seen.values(boxes[0].name))[1] <= 1.5)

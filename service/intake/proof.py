@@ -1,4 +1,4 @@
-"""Is the finding right? Its graph is made, run in a child process, and must answer as its task reads it, to two pictures at once too."""
+"""Is the finding right? Its graph is made and run in a child process, and must answer as its task reads it."""
 
 import tempfile
 from collections.abc import Mapping

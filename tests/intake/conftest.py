@@ -36,6 +36,7 @@ def graph(tmp_path: Path) -> Graph:
         more_inputs: Mapping[str, tuple[str, Shape]] | None = None,
         per_picture: bool = True,
         folder: Path | None = None,
+        extra_operator: str | None = None,
     ) -> Path:
         nodes, weights, values = [], [], []
         axes = list(range(1, len(shape)))
@@ -56,6 +57,10 @@ def graph(tmp_path: Path) -> Graph:
             else:
                 nodes.append(helper.make_node("Identity", [f"table{number}"], [key]))
                 values.append(helper.make_tensor_value_info(key, kind, array.shape))
+        if extra_operator == "NonMaxSuppression":
+            weights.append(numpy_helper.from_array(np.zeros((1, 1, 4), np.float32), "no_boxes"))
+            weights.append(numpy_helper.from_array(np.zeros((1, 1, 1), np.float32), "no_scores"))
+            nodes.append(helper.make_node("NonMaxSuppression", ["no_boxes", "no_scores"], ["chosen"]))
         inputs = [helper.make_tensor_value_info("images", TYPES[dtype], shape)]
         for key, (kind_name, dims) in (more_inputs or {}).items():
             inputs.append(helper.make_tensor_value_info(key, TYPES[kind_name], dims))

@@ -118,6 +118,48 @@ CASES: dict[str, Case] = {
         {"decoder": "nanodet", "classes": 7, "color": "BGR", "strides": (8, 16, 32)},
         told={"classes": 7},
     ),
+    "nms rows": Case(
+        lambda t: {"o": np.tile(np.array([[0, 1, 2, 30, 40, 2, 0.5]], np.float32), (1, 1))},
+        {"decoder": "nms-rows", "classes": 3, "boxes": "pixels"},
+        told={"labels": "a,b,c"},
+        more={"extra_operator": "NonMaxSuppression"},
+    ),
+    "nms indices": Case(
+        lambda t: {
+            "boxes": t.noise(1, 20, 4, low=0, high=60),
+            "scores": t.noise(1, 5, 20, low=0, high=1),
+            "indices": np.array([[0, 1, 2], [0, 3, 4]]),
+        },
+        {"decoder": "nms-indices", "classes": 5, "outputs": ("boxes", "scores", "indices")},
+        more={"per_picture": False},
+    ),
+    "efficient nms": Case(
+        lambda t: {
+            "num_dets": np.array([[2]]),
+            "det_boxes": t.noise(1, 9, 4, low=5, high=60),
+            "det_scores": t.noise(1, 9, low=0, high=1),
+            "det_classes": np.arange(9)[None] % 3,
+        },
+        {"decoder": "efficient-nms", "classes": 3, "outputs": ("num_dets", "det_boxes", "det_scores", "det_classes")},
+        told={"classes": 3},
+    ),
+    "torchvision's": Case(
+        lambda t: {"boxes": t.noise(6, 4, low=5, high=60), "labels": np.arange(6) % 3, "scores": t.noise(6, low=0, high=1)},
+        {"decoder": "boxes-labels-scores", "classes": 3, "free_batch": False},
+        shape=(3, 64, 64),
+        told={"classes": 3},
+        more={"per_picture": False},
+    ),
+    "d-fine, decoded": Case(
+        lambda t: {
+            "labels": np.arange(9)[None] % 3,
+            "boxes": t.noise(1, 9, 4, low=5, high=60),
+            "scores": t.noise(1, 9, low=0, high=1),
+        },
+        {"decoder": "detr-decoded", "classes": 80},
+        more={"more_inputs": {"orig_target_sizes": ("int64", (1, 2))}},
+        assumed="80 classes",
+    ),
     "nhwc": Case(lambda t: {"o": t.decoded(3).swapaxes(1, 2)}, {"layout": "NHWC"}, shape=(1, 64, 64, 3)),
     "free batch": Case(lambda t: {"o": t.decoded(3).swapaxes(1, 2)}, {"free_batch": True}, shape=("n", 3, 64, 64)),
     "size from metadata": Case(

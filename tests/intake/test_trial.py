@@ -114,7 +114,9 @@ def test_secrets_stay_with_the_parent(save: Save, settings: Settings, tmp_path: 
 def test_the_child_cannot_write_a_file(tmp_path: Path) -> None:
     import subprocess
 
-    code = f"from service.intake.trial import _limit; _limit({{'memory': 2**34, 'seconds': 9}}); open({str(tmp_path / 'f')!r}, 'w').write('x' * 99999)"
+    limits = {"memory": 2**34, "seconds": 9}
+    writing = f"open({str(tmp_path / 'f')!r}, 'w').write('x' * 99999)"
+    code = f"from service.intake.trial import _limit; _limit({limits}); {writing}"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

@@ -51,6 +51,7 @@ def rewritten(path: Path, contract: Contract) -> ModelProto:
     model = read(path)
     set_apart(model)
     _drop_weight_inputs(model)
+    _normalise_by_channel(model)
     heavy = _lift_weights(model)
     picture = _picture_input(model, contract)
     fix_size(picture, contract)
@@ -139,6 +140,16 @@ def _drop_weight_inputs(model: ModelProto) -> None:
     model.ir_version = max(model.ir_version, 4)
     weights = {tensor.name for tensor in model.graph.initializer}
     _keep_inputs(model, [value for value in model.graph.input if value.name not in weights])
+
+
+def _normalise_by_channel(model: ModelProto) -> None:
+    """spatial=0 with one scale a channel, as old MXNet exports have it, is refused by runtimes and means what spatial=1 does."""
+    ranks = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "BatchNormalization" and ranks.get(node.input[1]) == 1:
+            kept = [item for item in node.attribute if item.name != "spatial"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
 
 
 def _drop_unread_inputs(model: ModelProto) -> None:

@@ -212,3 +212,16 @@ def test_boxes_chosen_by_the_file_come_with_their_classes(built: Callable[[Model
         scores = run_once(model, noise(spec))["scores"][0]
         assert [np.flatnonzero(row).tolist() for row in scores[: len(classes)]] == [[one] for one in classes]
         assert not scores[len(classes) :].any()
+
+
+def test_batch_norms_of_old_exports_run(tmp_path: Path) -> None:
+    """The ResNets of opset 7 may say spatial=0 though they hold one scale a channel, which runtimes refuse."""
+    spec = public_models()["resnet18-v1-7"]
+    assert spec.adapter is not None
+    model = File(spec).model()
+    model.graph.node.insert(0, helper.make_node("BatchNormalization", [model.graph.input[0].name, *"sbmv"], ["normal"], spatial=0))
+    model.graph.node[1].input[0] = "normal"
+    model.graph.initializer.extend(numpy_helper.from_array(np.ones(3, np.float32), name) for name in "sbmv")
+    onnx.save(model, tmp_path / "file.onnx")
+    onnx.save(adopt(tmp_path / "file.onnx", spec.adapter), tmp_path / "model.onnx")
+    check_answers(spec, run_once(tmp_path / "model.onnx", noise(spec)))
