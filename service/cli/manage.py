@@ -109,4 +109,4 @@ def to_pull(name: str, specs: Mapping[str, ModelSpec]) -> ModelSpec:
         return find_public(name)
     except ModelUnknown:
         public = (alias for spec in public_models().values() for alias in (spec.name, *spec.aliases))
-        raise ModelUnknown(name, alike(name, [*specs, *public])) from None
+        raise ModelUnknown(name, alike(name, [*specs, *public]) or list(specs)) from None

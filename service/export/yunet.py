@@ -59,7 +59,10 @@ class _Tail:
 
 
 def _decode(model: ModelProto) -> None:
-    """Replace the twelve heads by boxes, scores and landmarks; strides one after the other, rows of cells from the top left."""
+    """Replace the twelve heads by boxes, scores and landmarks; strides one after the other, rows of cells from the top left.
+
+    Reshape stands where Squeeze and Unsqueeze would do: published files are of opset 11 and 13, between which those changed.
+    """
     tail = _Tail(model)
     shape = tail.node("Shape", "pixels")
     sides = [tail.node("Squeeze", tail.cut(shape, axis, axis + 1, 0)) for axis in (1, 2)]
@@ -89,7 +92,7 @@ def _decode_stride(tail: _Tail, stride: int, sides: Sequence[str]) -> tuple[str,
     repeated = tail.node("Concat", *[cells] * POINTS, axis=2)
     landmarks = tail.node("Mul", tail.node("Add", f"kps_{stride}", repeated), unit)
     squared = tail.node("Mul", f"cls_{stride}", f"obj_{stride}")
-    scores = tail.node("Sqrt", tail.node("Squeeze", squared, tail.constant([2], np.int64)))
+    scores = tail.node("Sqrt", tail.node("Reshape", squared, tail.constant([0, -1], np.int64)))
     return boxes, scores, landmarks
 
 
@@ -99,7 +102,7 @@ def _cells(tail: _Tail, stride: int, sides: Sequence[str]) -> str:
     rows, columns = (tail.node("Range", zero, tail.node("Div", side, unit), one) for side in sides)
     grid_shape = tail.node("Concat", tail.node("Shape", rows), tail.node("Shape", columns), axis=0)
     across = tail.node("Expand", columns, grid_shape)
-    down = tail.node("Expand", tail.node("Unsqueeze", rows, tail.constant([1], np.int64)), grid_shape)
+    down = tail.node("Expand", tail.node("Reshape", rows, tail.constant([-1, 1], np.int64)), grid_shape)
     flat = tail.constant([1, -1, 1], np.int64)
     pairs = tail.node("Concat", tail.node("Reshape", across, flat), tail.node("Reshape", down, flat), axis=2)
     return tail.node("Cast", pairs, to=TensorProto.FLOAT)

@@ -12,6 +12,7 @@ from service.intake.words import Port, shape_text
 
 MOST_ROWS = 3000
 """An end-to-end detector answers a few hundred rows; a grid has thousands."""
+MOST_QUERIES = 1000
 TABLES: frozenset[Decoder] = frozenset({"yolov5", "yolov8", "yolox", "end-to-end"})
 
 
@@ -31,7 +32,17 @@ def one_table(seen: Seen) -> Role | None:
         return _end_to_end(seen, port)
     if first == 6 and last <= MOST_ROWS:
         raise seen.refuse("it answers [n, 6, rows], which is no layout known here")
-    return None
+    return _queries(seen, port) if rows is None and columns is None else None
+
+
+def _queries(seen: Seen, port: Port) -> Role | None:
+    """[n, k, 4 + C] of a DETR, boxes and scores of 0..1 side by side, as Ultralytics exports RT-DETR."""
+    count, width = int(port.shape[1] or 0), int(port.shape[2] or 0)
+    low, high = span(seen.values(port.name))
+    if count > MOST_QUERIES or width < 5 or low < -UNIT or high > 1 + UNIT or named_classes(seen) not in (0, width - 4):
+        return None
+    seen.notes.fact(f"{count} queries, each a box of 0..1 and {_classes(width - 4)}: RT-DETR as Ultralytics exports it")
+    return Role("detect", "yolov8", width - 4, (port.name,), boxes="unit", convention="rt-detr")
 
 
 def _table(seen: Seen) -> Port | None:
@@ -175,10 +186,12 @@ def _is_end_to_end(seen: Seen, port: Port, grids: Grids) -> bool:
     """Six columns of so many rows as a grid has, and yet the answer of an NMS: by the whole numbers of its last column."""
     if seen.told.decoder:
         return seen.told.decoder == "end-to-end"
+    if seen.meta.end_to_end and port.shape[2] == 6:
+        return True
     if port.shape[2] != 6 or int(port.shape[1] or 0) > MOST_ROWS:
         return False
     table = seen.values(port.name)
-    whole = np.allclose(table[..., 5], np.round(table[..., 5]), atol=1e-4) and not np.allclose(table[..., 5], table[0, 0, 5])
+    whole = np.allclose(table[..., 5], np.round(table[..., 5]), atol=1e-4)
     return bool(whole) and not lies_on(grids, seen.entrance.size, table)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from service.intake.seen import Floats
 
-STRIDES = ((8, 16, 32), (8, 16, 32, 64), (16, 32), (4, 8, 16, 32), (32,), (16,), (8,))
+STRIDES = ((8, 16, 32), (8, 16, 32, 64), (16, 32), (4, 8, 16, 32))
 ANCHORS = (1, 3)
 FITS = 0.9  # correlation of decoded centres with the places that they come from
 

@@ -131,8 +131,8 @@ def _ask(seen: Seen, role: Role) -> None:
         "preprocess",
         "torchvision (RGB 0..1, then ImageNet's mean and deviation: PyTorch's own and timm's networks), tensorflow (RGB -1..1: "
         "MobileNet, Inception and EfficientNet of Keras, and face embedders of InsightFace), caffe (BGR 0..255 less ImageNet's "
-        "mean: VGG and ResNet of Keras and Caffe), unit (0..1), raw (0..255), or --scale, --mean and --std; --color BGR or RGB where the "
-        "order differs",
+        "mean: VGG and ResNet of Keras and Caffe), unit (0..1), raw (0..255), or --scale, --mean and --std; --color BGR or RGB "
+        "where the order differs",
     )
 
 

@@ -75,7 +75,7 @@ class Told(BaseModel):
     classes: int | None = Field(
         None, ge=1, le=100_000, description="how many classes a detector knows, where the file does not tell"
     )
-    decoder: Decoder | None = Field(None, description="how the outputs are read; see docs/models.md")
+    decoder: Decoder | None = Field(None, description="how the outputs are read, where they could be read in several ways")
     preprocess: Preprocess | None = Field(
         None,
         description="torchvision: RGB 0..1, then ImageNet's mean and deviation; tensorflow: RGB -1..1; caffe: BGR 0..255 less "

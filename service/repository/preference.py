@@ -177,8 +177,8 @@ def _pinned(settings: Settings) -> str:
     found = manifests(settings)
     spec = _find(settings.detector, found)
     if spec is None:
-        close = ", ".join(alike(settings.detector, [*found, *public_models()]))
-        raise SettingInvalid(f"VISION_DETECTOR: there is no model {settings.detector!r}; names like it: {close}")
+        close = ", ".join(alike(settings.detector, [*found, *public_models()]) or found)
+        raise SettingInvalid(f"VISION_DETECTOR: there is no model {settings.detector!r}; use one of: {close}")
     if spec.task != "detect":
         raise SettingInvalid(f"VISION_DETECTOR: {spec.name} does {spec.task}, not detect")
     if settings.models and spec.name not in selected(settings, found):

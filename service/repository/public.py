@@ -32,7 +32,7 @@ def find_public(name: str, catalogue: Path | None = None) -> ModelSpec:
     models = public_models(place)
     found = _aliases(place).get(name)
     if found is None:
-        raise ModelUnknown(name, alike(name, [*models, *_aliases(place)]))
+        raise ModelUnknown(name, alike(name, [*models, *_aliases(place)]) or list(models))
     return models[found]
 
 
@@ -48,8 +48,8 @@ def is_public(folder: Path) -> bool:
 
 
 def alike(name: str, known: Collection[str]) -> list[str]:
-    """The few of `known` names that look most like `name`; all where none does."""
-    return get_close_matches(name.lower(), known, n=6, cutoff=0.5) or sorted(known)
+    """The few of `known` names that look most like `name`, the most alike first; none where none does."""
+    return get_close_matches(name.lower(), dict.fromkeys(known), n=6)
 
 
 def wanted(settings: Settings, known: Collection[str] = (), catalogue: Path | None = None) -> dict[str, Path]:

@@ -79,6 +79,15 @@ CASES: dict[str, Case] = {
     "end-to-end": Case(lambda t: {"o": t.rows()}, {"decoder": "end-to-end", "classes": 18}, more=NAMES),
     "end-to-end, classes told": Case(lambda t: {"o": t.rows()}, {"decoder": "end-to-end", "classes": 3}, told={"classes": "3"}),
     "end-to-end of as many rows as places": Case(lambda t: {"o": t.rows(84)}, {"decoder": "end-to-end"}, told={"labels": "a,b,c"}),
+    "end-to-end of one class, as many rows as 320 pixels have anchors": Case(
+        lambda t: {"o": t.rows(300, 1)},
+        {"decoder": "end-to-end", "classes": 1},
+        shape=(1, 3, 320, 320),
+        more=ONE,
+    ),
+    "rt-detr in one table": Case(
+        lambda t: {"o": t.noise(1, 50, 12, low=0.1, high=0.9)}, {"decoder": "yolov8", "classes": 8, "boxes": "unit"}
+    ),
     "yolov2": Case(lambda t: heads(t, 125, 2), {"decoder": "yolov2", "classes": 20, "strides": (32,)}, assumed="anchors"),
     "yolov3": Case(
         lambda t: heads(t, 255, 2, 4, 8),

@@ -131,7 +131,7 @@ def test_a_setting_names_any_detector(shop_of: Any, settings: Settings, heard: A
         assert choose(settings.model_copy(update={"detector": given}), heard) == name
     assert on_record(settings) is None
     wrong = settings.model_copy(update={"detector": "yolox-z"})
-    with pytest.raises(SettingInvalid, match=r"VISION_DETECTOR: there is no model 'yolox-z'; names like it: yolox-s"):
+    with pytest.raises(SettingInvalid, match=r"VISION_DETECTOR: there is no model 'yolox-z'; use one of: yolox-s"):
         choose(wrong, heard)
     left_out = settings.model_copy(update={"detector": "yolox-s", "models": ("yolov3-tiny",)})
     with pytest.raises(SettingInvalid, match="VISION_MODELS leaves it out"):

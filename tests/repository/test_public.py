@@ -87,6 +87,9 @@ def test_by_digest() -> None:
 def test_an_unknown_name_is_answered_with_names_like_it() -> None:
     with pytest.raises(ModelUnknown, match=r"'resnet51' .*\bresnet50\b"):
         find_public("resnet51")
+    with pytest.raises(ModelUnknown) as caught:
+        find_public("zzzzzz")
+    assert set(caught.value.known) == set(public_models())
 
 
 def test_a_start_reads_no_manifest_of_the_catalogue(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,6 +208,17 @@ def test_below_the_threshold_a_face_is_unknown() -> None:
     assert answer["threshold"] == 0.8
 
 
+def test_with_an_embedder_that_was_not_measured_a_threshold_is_asked_for() -> None:
+    models, shelf = (Detector(), Embedder(SFACE.model_copy(update={"threshold": None}))), Shelf([Match("Ada", "a", 0.7)])
+    with pytest.raises(OptionInvalid, match="no measured threshold"):
+        identify(photo(ONE), IdentifyOptions(), 256, models, shelf, Timing())
+    answer = identify(photo(ONE), IdentifyOptions(threshold=0.6), 256, models, shelf, Timing())
+    assert (answer["threshold"], answer["threshold_source"], answer["false_match_rate"]) == (0.6, "none", None)
+    enroll({"image": photo(ONE)}, "Ada", EnrollOptions(), LIMITS, models, shelf, Timing())
+    assert len(shelf.enrolled) == 1
+    assert shelf.searched[-1][3] == 1  # as nothing says what is alike, nobody but the same photo is
+
+
 def test_a_face_too_small_to_compare_is_unknown_and_not_searched() -> None:
     shelf = Shelf([Match("Ada", "a", 0.7)])
     (face,) = who(TINY, shelf)["faces"]
