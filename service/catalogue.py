@@ -21,6 +21,9 @@ FAMILIES: dict[Task, tuple[str, ...]] = {
 """The families of models whose outputs the tasks can read; "adopted" is what service.export.adopt makes of others' files."""
 
 
+Chosen = dict[tuple[Task, str | None], ModelSpec]
+
+
 class ModelCard(BaseModel):
     """One loaded model, as GET /models and `vision-service models list` show it."""
 
@@ -29,7 +32,9 @@ class ModelCard(BaseModel):
     task: Task
     family: str
     summary: str
-    default: bool
+    aliases: list[str] = Field(description="other names that requests may call it by")
+    default: bool = Field(description="the one that its task runs when a request names no model")
+    chosen: str | None = Field(description="why it is the default detector, where that was chosen")
     licence: Licence
     sources: list[str] = Field(description="package and version, or URL, of each weight file")
     digest: str = Field(description="SHA-256 of the weights, of the first file where there are several")
@@ -43,11 +48,19 @@ class ModelCard(BaseModel):
     ready: bool
 
 
-def choices(specs: Sequence[ModelSpec]) -> dict[tuple[Task, str | None], ModelSpec]:
-    """The model that each task runs, by its name or an alias, and under None the default one: the first marked so, else the first;
-    a user's own before those that come with the service."""
-    chosen: dict[tuple[Task, str | None], ModelSpec] = {}
-    ranked = sorted(specs, key=lambda spec: (not spec.default, spec.is_published))
+def choices(specs: Sequence[ModelSpec], detector: str | None = None, *, pinned: bool = False) -> Chosen:
+    """The model that each task runs, by its name or an alias, and under None the default one.
+
+    That is `detector` where it is pinned; else a user's own model that is marked so; else `detector`; else the first marked so; else
+    the first, a user's own before those that come with the service.
+    """
+
+    def rank(spec: ModelSpec) -> tuple[bool, ...]:
+        named = spec.name == detector
+        return not (named and pinned), not spec.default or spec.is_published, not named, not spec.default, spec.is_published
+
+    chosen: Chosen = {}
+    ranked = sorted(specs, key=rank)
     for spec in ranked:
         chosen.setdefault((spec.task, None), spec)
         chosen[spec.task, spec.name] = spec
@@ -68,11 +81,14 @@ def check(spec: ModelSpec) -> None:
         raise SpecInvalid(text)
 
 
-def card(model: LoadedModel) -> ModelCard:
-    """What there is to say of a loaded model."""
+def card(model: LoadedModel, *, default: bool, chosen: str | None = None) -> ModelCard:
+    """What there is to say of a loaded model. default: does its task run it? chosen: why, where it was chosen."""
     spec, info = model.spec, model.info
     return ModelCard(
-        **spec.model_dump(include={"name", "version", "task", "family", "summary", "default"}),
+        **spec.model_dump(include={"name", "version", "task", "family", "summary"}),
+        aliases=list(spec.aliases),
+        default=default,
+        chosen=chosen,
         licence=spec.licence,
         sources=list(dict.fromkeys(source.label for file in spec.files for source in file.sources)),
         digest=info.digest,

@@ -46,7 +46,7 @@ def photo() -> Callable[[str], NDArray[np.uint8]]:
 @pytest.fixture(scope="session")
 def engine() -> Iterator[Engine]:
     """The real engine on the CPU, exact and not tuned; each model is pulled, built and loaded at its first use."""
-    engine = Engine(Settings(device="cpu", precision="float", tune=False), progress=Silent())
+    engine = Engine(Settings(device="cpu", precision="float", tune=False, detector="yolov3-tiny"), progress=Silent())
     yield engine
     engine.close()
 

@@ -18,7 +18,10 @@ from service.errors import ModelFixed, ModelUnknown, SettingInvalid, SetupError,
 from service.fleet.folders import Signature, Watcher, signature
 from service.fleet.shelf import Shelf
 from service.loaded import LoadedModel
+from service.repository.preference import choose_detector, standing_detector
+from service.repository.preference import told as in_words
 from service.repository.progress import Progress
+from service.repository.public import is_public, remove_pulled
 from service.repository.spec import ModelSpec, load_spec
 from service.repository.store import (
     BuiltModel,
@@ -57,13 +60,17 @@ class Fleet(Shelf):
         self._seen: dict[str, _Seen] = {}
         self._changing = threading.Lock()
         self._watcher = Watcher(settings, self.refresh) if models is None and settings.reload_seconds else None
+        self._given = models is not None
         if models is None:
+            self.detector = standing_detector(settings)
             self._read_folders()
         for spec in self.specs:
             check(spec)
 
     def start(self) -> None:
         """Load every model, then follow the folders. Raises SetupError saying what to do."""
+        if not self._given:
+            self._choose_detector()
         if not self._specs:
             raise SettingInvalid("no models were found; check VISION_MODELS and VISION_MODEL_REPOSITORY")
         for spec in self.specs:
@@ -120,11 +127,18 @@ class Fleet(Shelf):
             return self._alone(self._changed(spec, told))
 
     def remove(self, name: str) -> None:
-        """Delete an added model's folder; requests that run end on it. Raises ModelUnknown, ModelFixed."""
+        """Delete an added model's folder, or what was built of a public one; requests that run end on it.
+
+        Raises ModelUnknown, ModelFixed.
+        """
         from service.intake import remove
 
         with self._changing:
-            remove(self._left_out(name) or self._own(name).folder, self.settings)
+            spec = self._specs.get(name)
+            if spec is not None and is_public(spec.folder):
+                remove_pulled(name, self.settings)
+            else:
+                remove(self._left_out(name) or self._own(name).folder, self.settings)
             self._seen.pop(name, None)
             self.drop(name)
 
@@ -139,6 +153,16 @@ class Fleet(Shelf):
                 self.drop(name)
             for name, folder in found.items():
                 self._follow(name, folder)
+
+    def _choose_detector(self) -> None:
+        """Settle which detector is the default one; it is fetched, and joins the others, where it was not there before."""
+        self.detector = choose_detector(self.settings, self._progress, run_once)
+        name = self.detector.name
+        if name not in self._specs and name not in self._failed and not self.settings.models:
+            self._read_folders()
+        self._choose()
+        if name in self._specs:
+            logger.info(in_words(self.detector, self._specs[name]))
 
     def _read_folders(self) -> None:
         self._adopt_dropped()
@@ -223,6 +247,7 @@ def prepare(settings: Settings, progress: Progress) -> list[BuiltModel]:
 
     A user's own model that cannot be built is said and left out. Raises SetupError.
     """
+    choose_detector(settings, progress, run_once)
     fleet = Fleet(settings, progress)
     built = []
     for spec in fleet.specs:

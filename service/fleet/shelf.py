@@ -9,14 +9,16 @@ import weakref
 from collections.abc import Mapping
 from typing import Literal
 
-from service.catalogue import ModelCard, card, check, choices
+from service.catalogue import Chosen, ModelCard, card, check, choices
 from service.errors import ModelUnknown, NotReady
 from service.loaded import LoadedModel, load, load_known
+from service.repository.preference import Choice
 from service.repository.progress import Progress
 from service.repository.spec import ModelSpec, Task
 from service.repository.store import ensure, find_built
 from service.runtime.machine import give_back_memory, in_background
-from service.runtime.providers import Choice, choose
+from service.runtime.providers import Choice as Device
+from service.runtime.providers import choose
 from service.runtime.session import run_once
 from service.settings import Settings
 
@@ -36,10 +38,11 @@ class Shelf:
         self._specs: dict[str, ModelSpec] = {name: model.spec for name, model in models.items()}
         self._failed: dict[str, str] = {}
         self._unloaded: set[str] = set()
-        self._chosen: dict[tuple[Task, str | None], ModelSpec] = {}
-        self._choice: Choice | None = None
+        self._chosen: Chosen = {}
+        self._choice: Device | None = None
         self._lock = threading.RLock()
         self._closed = False
+        self.detector: Choice | None = None
         self._choose()
 
     def names(self) -> list[str]:
@@ -80,7 +83,14 @@ class Shelf:
 
     def describe(self) -> list[ModelCard]:
         """A card for every model that is loaded."""
-        return [card(model) for model in self.loaded]
+        return [self.card(model) for model in self.loaded]
+
+    def card(self, model: LoadedModel) -> ModelCard:
+        """What there is to say of a loaded model, and of its place among the others."""
+        default = self._chosen.get((model.spec.task, None))
+        named = self.detector is not None and self.detector.name == model.spec.name
+        why = self.detector.why if self.detector is not None and named else None
+        return card(model, default=default is not None and default.name == model.spec.name, chosen=why)
 
     def spec(self, task: Task, name: str | None) -> ModelSpec:
         """The manifest of the model for `task` of that name or alias, or of the default one. Raises ModelUnknown."""
@@ -142,7 +152,7 @@ class Shelf:
             self._unloaded.discard(spec.name)
             self._choose()
         give_back_memory()
-        return card(model)
+        return self.card(model)
 
     def drop(self, name: str) -> None:
         """Know a model no more; requests that run end on it."""
@@ -173,7 +183,8 @@ class Shelf:
             model.close()
 
     def _choose(self) -> None:
-        self._chosen = choices(self.specs)
+        name = None if self.detector is None else self.detector.name
+        self._chosen = choices(self.specs, name, pinned=self.settings.detector != "auto")
 
     def _open(self, spec: ModelSpec) -> LoadedModel:
         self._choice = self._choice or choose(self.settings.device)

@@ -1,7 +1,7 @@
 """What was seen of a file, all that the readers of outputs look at; and what they conclude."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -79,10 +79,6 @@ class Seen:
 
     def refuse(self, why: str) -> ModelRefused:
         return ModelRefused(f"{why}; the outputs are: {ports_text(self.ports)}, for the input {self.entrance.port}")
-
-    def only(self, *names: str) -> "Seen":
-        """The same with these outputs alone."""
-        return replace(self, told=self.told.model_copy(update={"outputs": names}))
 
 
 def span(values: Floats) -> tuple[float, float]:
