@@ -95,7 +95,9 @@ def _say_file(file: OnnxFile, notes: Notes) -> None:
 
 def _as_public(file: OnnxFile, public: ModelSpec, told: Told, notes: Notes) -> Finding:
     """A file whose bytes are in the catalogue: all is known."""
-    ignored = sorted(set(told.said()) - {"name", "summary", "default", "labels", "licence", "commercial_use"})
+    known = {"task": public.task} | (public.adapter.model_dump() if public.adapter else {})
+    agreed = {option for option, said in told.said().items() if option in known and known[option] == said}
+    ignored = sorted(set(told.said()) - agreed - {"name", "summary", "default", "labels", "licence", "commercial_use"})
     notes.fact(f"its SHA-256 is that of {public.name} in the catalogue ({public.summary}): all is known from there")
     if ignored:
         raise ModelRefused(f"the file is {public.name} of the catalogue, of which all is known; leave out {', '.join(ignored)}")
@@ -176,6 +178,8 @@ def _contract(seen: Seen, role: Role, arithmetic: Arithmetic, wanted: InputContr
             "anchors": role.anchors,
             "strides": role.strides,
             "head": role.head,
+            "xy_scale": role.xy_scale,
+            "probabilities": role.probabilities,
             "picture_range": RANGES.get(seen.told.range or "", "input") if role.task == "stylize" else "input",
             "free_batch": len(door.port.shape) == 4,
         }

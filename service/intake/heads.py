@@ -14,6 +14,8 @@ YOLOV4: Anchors = ((12, 16, 19, 36, 40, 28), (36, 75, 76, 55, 72, 146), (142, 11
 YOLOV2_COCO: Anchors = ((18.327, 21.676, 59.983, 66.001, 106.830, 175.179, 252.250, 112.889, 312.657, 293.385),)
 YOLOV2_VOC: Anchors = ((34.56, 38.08, 109.44, 141.12, 212.16, 364.16, 301.44, 163.52, 531.84, 336.64),)
 """Width, height, ... in pixels of the input, the finest grid first. Source: darknet's cfg files (YOLOv2's times 32)."""
+YOLOV4_REACH = {8: 1.2, 16: 1.1, 32: 1.05}
+"""By stride, how many cells far the centre of a box may be from where its cell is. Source: darknet's yolov4.cfg, scale_x_y."""
 QUERIES = 1000
 """No DETR has more."""
 
@@ -47,10 +49,30 @@ def anchor_heads(seen: Seen) -> Role | None:
     seen.notes.fact(
         f"raw heads of strides {shown}, {anchors} anchors each, of 5 numbers and {classes} classes: {ports_text(seen.ports)}"
     )
+    nested = ranks == {5}
+    chosen = _anchors(seen, strides, classes, nested)
     return Role(
-        "detect", decoder, classes, tuple(port.name for port in seen.ports), anchors=_anchors(seen, strides, classes, ranks == {5}),
+        "detect", decoder, classes, tuple(port.name for port in seen.ports), anchors=chosen,
         strides=strides, head=seen.told.head or "v3", convention="ultralytics" if seen.told.head == "v5" else "darknet",
+        xy_scale=_xy_scale(seen, strides, chosen), probabilities=nested and _are_probabilities(seen),
     )  # fmt: skip
+
+
+def _xy_scale(seen: Seen, strides: tuple[int, ...], anchors: Anchors) -> tuple[float, ...]:
+    """How far the centres reach out of their cells: YOLOv4's own, where its anchors are taken."""
+    if set(anchors) != set(YOLOV4) or seen.told.head == "v5":
+        return ()
+    seen.notes.assume("centres reach 1.2, 1.1 and 1.05 cells far, as YOLOv4's do", "anchors")
+    return tuple(YOLOV4_REACH[stride] for stride in strides)
+
+
+def _are_probabilities(seen: Seen) -> bool:
+    """Are objectness and classes, the last of the axes, behind their sigmoid already?"""
+    spans = [span(seen.values(port.name)[..., 4:]) for port in seen.ports]
+    inside = all(low >= 0 and high <= 1 for low, high in spans)
+    if inside:
+        seen.notes.fact("objectness and classes were all within 0..1: they are probabilities already")
+    return inside
 
 
 def _head(seen: Seen, port: Port) -> tuple[int, int, bool] | None:

@@ -40,6 +40,8 @@ class Role:
     anchors: tuple[tuple[float, ...], ...] = ()
     strides: tuple[int, ...] = ()
     head: Literal["v3", "v5"] = "v3"
+    xy_scale: tuple[float, ...] = ()
+    probabilities: bool = False
     convention: str | None = None
     recipe: str = "adopt"
 

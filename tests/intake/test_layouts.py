@@ -102,7 +102,13 @@ CASES: dict[str, Case] = {
     "yolov3-tiny": Case(lambda t: heads(t, 24, 2, 4), {"decoder": "yolov3", "classes": 3, "strides": (32, 16)}),
     "yolov4": Case(
         lambda t: {f"h{s}": t.noise(1, s, s, 3, 85) for s in (8, 4, 2)},
-        {"decoder": "yolov3", "layout": "NHWC", "head": "v3"},
+        {"decoder": "yolov3", "layout": "NHWC", "head": "v3", "xy_scale": (1.2, 1.1, 1.05), "probabilities": False},
+        shape=(1, 64, 64, 3),
+        assumed="YOLOv4's",
+    ),
+    "yolov4 of probabilities": Case(
+        lambda t: {f"h{s}": t.noise(1, s, s, 3, 85, low=0.1, high=0.9) for s in (8, 4, 2)},
+        {"decoder": "yolov3", "probabilities": True},
         shape=(1, 64, 64, 3),
         assumed="YOLOv4's",
     ),
