@@ -57,7 +57,9 @@ _MODEL_CARD: dict[str, Any] = {
     "task": "detect",
     "family": "yolov3",
     "summary": "Fast detector of the 80 COCO classes",
+    "aliases": [],
     "default": True,
+    "chosen": "it was here already when a detector was first chosen",
     "licence": {
         "spdx": "LicenseRef-public-domain",
         "url": "https://github.com/pjreddie/darknet",
