@@ -51,8 +51,8 @@ class ModelCard(BaseModel):
 def choices(specs: Sequence[ModelSpec], detector: str | None = None, *, pinned: bool = False) -> Chosen:
     """The model that each task runs, by its name or an alias, and under None the default one.
 
-    That is `detector` where it is pinned; else a user's own model that is marked so; else `detector`; else the first marked so; else
-    the first, a user's own before those that come with the service.
+    That is `detector` where it is pinned; else a user's own model that is marked so; else `detector`; else the first marked so;
+    else the first, a user's own before those that come with the service.
     """
 
     def rank(spec: ModelSpec) -> tuple[bool, ...]:

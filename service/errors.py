@@ -13,8 +13,8 @@ An error says what was wrong and what would be right. `code` is stable: clients 
         QueueFull  QueueTimeout  DeadlineExceeded  NotReady  GalleryUnavailable
       InferenceFailed         a model run failed
       SetupError              the operator can mend it; met before or while starting, never in a request
-        SettingInvalid  RuntimeMissing  DeviceUnavailable  SpecInvalid  FetchFailed  DigestMismatch  LicenceNotAccepted  ExportFailed
-        ParityFailed  GalleryMismatch
+        SettingInvalid  RuntimeMissing  DeviceUnavailable  SpecInvalid  FetchFailed  DigestMismatch  LicenceNotAccepted
+        ExportFailed  ParityFailed  GalleryMismatch
 """
 
 from collections.abc import Mapping, Sequence

@@ -206,25 +206,25 @@ class Fleet(Shelf):
         except VisionError as error:
             self.leave_out(name, error)
 
-    def _take_in(self, spec: ModelSpec) -> ModelCard:
-        card = self.put(spec)
+    def _take_in(self, spec: ModelSpec) -> ModelSpec:
+        self.put(spec)
         self._seen[spec.name] = _Seen(spec.folder, signature(spec.folder))
-        return card
+        return spec
 
-    def _changed(self, spec: ModelSpec, told: "Told") -> ModelCard:
+    def _changed(self, spec: ModelSpec, told: "Told") -> ModelSpec:
         from service.intake import change
 
         return self._take_in(in_background(lambda: change(spec, told, self.settings, run_graph=run_once, progress=self._progress)))
 
-    def _alone(self, card: ModelCard) -> ModelCard:
-        """Of the added models for one task, `card`'s alone is the default where it says that it is."""
+    def _alone(self, added: ModelSpec) -> ModelCard:
+        """Of the added models for one task, `added` alone says that it is the default where it does so."""
         from service.intake import Told
 
-        others = [spec for spec in self.specs if spec.task == card.task and spec.name != card.name]
-        for spec in others if card.default else ():
-            if spec.default and not spec.is_published:
+        others = [spec for spec in self.specs if spec.task == added.task and spec.name != added.name and not spec.is_published]
+        for spec in others if added.default else ():
+            if spec.default:
                 self._changed(spec, Told.model_validate({"default": False}))
-        return card
+        return self.card(self.get(added.name))
 
     def _own(self, name: str) -> ModelSpec:
         spec = self._specs.get(name)

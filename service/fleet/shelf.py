@@ -138,7 +138,7 @@ class Shelf:
             self._choose()
         give_back_memory()
 
-    def put(self, spec: ModelSpec) -> ModelCard:
+    def put(self, spec: ModelSpec) -> None:
         """Load `spec` and let it have its name's place. Raises what loading raises; then everything is as it was."""
         check(spec)
         model = self._open(spec)
@@ -152,7 +152,6 @@ class Shelf:
             self._unloaded.discard(spec.name)
             self._choose()
         give_back_memory()
-        return self.card(model)
 
     def drop(self, name: str) -> None:
         """Know a model no more; requests that run end on it."""

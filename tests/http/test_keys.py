@@ -27,6 +27,14 @@ OPEN = (
     "/static-offline-docs",
 )
 TENSORS = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
+COMPREFACE_USED = (
+    *("verification/verify", "detection/detect", "recognition/recognize"),
+    "recognition/faces/{image_id}/verify",
+)
+COMPREFACE_MANAGED = (
+    *("faces", "faces/delete", "faces/{image_id}", "subjects", "subjects/"),
+    *("subjects/{subject}", "subjects/{subject:path}"),
+)
 NEEDS = {
     **dict.fromkeys(OPEN, "nothing"),
     **dict.fromkeys(["/classify", "/detect", "/detect-faces", "/verify-face", "/stylize", "/identify"], "use"),
@@ -40,6 +48,8 @@ NEEDS = {
     **dict.fromkeys([f"/v1/vision/{name}" for name in ("detection", "custom/{model}", "custom/list", "scene", "face")], "use"),
     **dict.fromkeys(["/v1/vision/face/match", "/v1/vision/face/recognize"], "use"),
     **dict.fromkeys([f"/v1/vision/face/{name}" for name in ("register", "list", "delete")], "manage"),
+    **dict.fromkeys([f"/api/v1/{way}" for way in COMPREFACE_USED], "use"),
+    **dict.fromkeys([f"/api/v1/recognition/{way}" for way in COMPREFACE_MANAGED], "manage"),
     **{f"/v1{place}/status/{name}": "nothing" for place in ("", "/server") for name in ("ping", "version", "updateavailable")},
 }
 FILLED = {
@@ -47,7 +57,9 @@ FILLED = {
     "{code}": "no_face",
     "{name}": "ink-wash",
     "{subject}": "Ada",
+    "{subject:path}": "Ada",
     "{face_id}": "1",
+    "{image_id}": "1",
     "{model}": "efficientnet-lite0",
     "{version}": "1",
 }

@@ -63,6 +63,21 @@ def test_every_path_of_the_contract_is_there(document: dict[str, Any]) -> None:
     assert set(operations(document)) == {
         "POST /classify",
         "POST /detect",
+        "DELETE /api/v1/recognition/faces",
+        "DELETE /api/v1/recognition/faces/{image_id}",
+        "DELETE /api/v1/recognition/subjects",
+        "DELETE /api/v1/recognition/subjects/{subject}",
+        "GET /api/v1/recognition/faces",
+        "GET /api/v1/recognition/subjects",
+        "GET /api/v1/recognition/subjects/",
+        "POST /api/v1/detection/detect",
+        "POST /api/v1/recognition/faces",
+        "POST /api/v1/recognition/faces/delete",
+        "POST /api/v1/recognition/faces/{image_id}/verify",
+        "POST /api/v1/recognition/recognize",
+        "POST /api/v1/recognition/subjects",
+        "POST /api/v1/verification/verify",
+        "PUT /api/v1/recognition/subjects/{subject}",
         "POST /detect-faces",
         "POST /verify-face",
         "POST /stylize",
@@ -123,7 +138,7 @@ def test_every_body_and_answer_has_an_example(document: dict[str, Any]) -> None:
     for name, operation in operations(document).items():
         assert operation["summary"]
         bodies = [operation["requestBody"]] if "requestBody" in operation else []
-        assert bool(bodies) is name.startswith(("POST", "PATCH"))
+        assert bool(bodies) is name.startswith(("POST", "PATCH", "PUT"))
         for answer in (*bodies, *operation["responses"].values()):
             assert answer["content"], name
             for media, content in answer["content"].items():

@@ -11,6 +11,10 @@ from service import errors
 from service.http.problems import KINDS, Problem, describe, kind_of, respond
 
 STATUSES = {
+    "model_refused": 422,
+    "model_unclear": 422,
+    "model_exists": 409,
+    "model_fixed": 409,
     "image_missing": 422,
     "not_an_image": 415,
     "image_damaged": 422,
