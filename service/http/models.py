@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from service.catalogue import ModelCard
 from service.engine import Engine
-from service.errors import MalformedBody, ModelUnclear, ModelUnknown, NotReady, OptionInvalid, QueueFull
+from service.errors import MalformedBody, ModelUnclear, ModelUnknown, NotReady, OptionInvalid, QueueFull, VisionError
 from service.export.contract import Contract
 from service.http.files import MAX_TOLD, NAMELESS, StoredFile, read_json, store_body
 from service.http.guards import Meter, UploadBudget, Workers
@@ -124,7 +124,16 @@ class Desk:
         return cls(engine, workers, budget, _Places(PLACES))
 
     async def run(self, job: Callable[[], Result], request: Request) -> Result:
-        return await self.workers.run(MODELS, job, request.receive)
+        return await self.workers.run(MODELS, partial(_lean, job), request.receive)
+
+
+def _lean(job: Callable[[], Result]) -> Result:
+    """job(), whose errors keep nothing of its work alive: their frames hold whole files, and futures hold them until a gc."""
+    try:
+        return job()
+    except VisionError as error:
+        error.__traceback__ = error.__context__ = error.__cause__ = None
+        raise
 
 
 def list_endpoint(engine: Engine) -> Endpoint:

@@ -22,7 +22,8 @@ def test_every_setting_is_in_the_readme_with_its_default(name: str) -> None:
     row = re.search(rf"^\| {PREFIX}{name.upper()} \| (.*?) \| (.*?) \|$", README, re.MULTILINE)
     assert row, f"README's table of settings lacks {PREFIX}{name.upper()}"
     default = Settings.model_fields[name].default
-    assert row[1].replace(",", "").replace("\u202f", "") == ("" if default in (None, ()) else str(default).lower())
+    shown = ",".join(default) if isinstance(default, tuple) else "" if default is None else str(default).lower()
+    assert row[1].replace("\u202f", "") == shown
 
 
 def paths_of_the_readme() -> set[str]:
@@ -31,9 +32,12 @@ def paths_of_the_readme() -> set[str]:
     return set(re.findall(r"(?<=\s)/[\w{}/.-]*", table))
 
 
-def test_the_routes_of_the_readme_are_those_that_exist() -> None:
+def test_the_routes_of_the_readme_and_of_the_protocols_pages_are_those_that_exist() -> None:
     app = create_app(Engine(Settings(), models={})).app
-    assert set(app.openapi()["paths"]) <= paths_of_the_readme()
+    pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("protocols-*.md"))
+    for path in set(app.openapi()["paths"]) - paths_of_the_readme():
+        shown = path.replace("/versions/{version}", "").rstrip("/")
+        assert re.search(rf"[ `]{re.escape(shown)}[ ,?`]", pages), f"neither README nor a page of a protocol has {path}"
     assert paths_of_the_readme() <= {getattr(route, "path", None) for route in app.routes}
 
 

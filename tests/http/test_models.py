@@ -1,7 +1,10 @@
 """Models over HTTP: a file arrives without ever being whole in memory, the fleet is asked, and nothing is left behind."""
 
+import gc
+import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -106,8 +109,13 @@ def client(make: Callable[..., Any], open_client: Callable[..., TestClient]) -> 
 
 @pytest.fixture
 def left(tmp_path: Path) -> Callable[[], list[Path]]:
-    """What lies in the folder of uploads."""
-    return lambda: list((tmp_path / "uploads").rglob("*"))
+    """What lies in the folder of uploads: folders, and the file in each."""
+
+    def listed() -> list[Path]:
+        walked = os.walk(tmp_path / "uploads")  # which does not mind what goes meanwhile
+        return [Path(folder) / name for folder, folders, names in walked for name in (*folders, *names)]
+
+    return listed
 
 
 def form(model: bytes = MODEL, name: str = "best.onnx") -> dict[str, Any]:
@@ -180,6 +188,33 @@ def test_what_the_fleet_refuses_is_told_and_deleted(
     assert response.json()["code"] == getattr(error, "code", "internal")
     assert response.json().get("missing") == (["labels"] if isinstance(error, errors.ModelUnclear) else None)
     assert left() == []
+
+
+def test_what_is_refused_stays_in_no_memory(client: TestClient, fleet: FakeFleet) -> None:
+    class Whole:
+        """Stands for a file of a gigabyte, read."""
+
+    held: list[weakref.ref[Whole]] = []
+
+    def parse() -> None:
+        whole = Whole()
+        held.append(weakref.ref(whole))
+        raise ValueError
+
+    def before() -> None:
+        try:
+            parse()
+        except ValueError:
+            raise errors.ModelRefused("it cannot be parsed") from None
+
+    fleet.before = before
+    gc.collect()
+    gc.disable()
+    try:
+        assert client.post("/models", **form()).status_code == 422
+        assert held[0]() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(
