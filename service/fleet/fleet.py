@@ -145,14 +145,17 @@ class Fleet(Shelf):
     def refresh(self) -> None:
         """Look at the folders: take in what is new or has changed, drop what has gone. What is wrong is logged and left out."""
         with self._changing:
-            self._adopt_dropped()
+            refused = self._adopt_dropped()
             found = self._folders()
             for name in [name for name in self._seen if name not in found]:
                 logger.info("the model %s is gone from its folder", name)
                 del self._seen[name]
                 self.drop(name)
             for name, folder in found.items():
-                self._follow(name, folder)
+                if name in refused:  # its manifest is that of the file before
+                    self._seen[name] = _Seen(folder, signature(folder))
+                else:
+                    self._follow(name, folder)
 
     def _choose_detector(self) -> None:
         """Settle which detector is the default one; it is fetched, and joins the others, where it was not there before."""
@@ -185,14 +188,16 @@ class Fleet(Shelf):
             return found
         return {name: folder for name, folder in found.items() if name in self._seen or not folder.is_relative_to(own_manifests())}
 
-    def _adopt_dropped(self) -> None:
+    def _adopt_dropped(self) -> frozenset[str]:
+        """Give folders that were dropped a manifest; the names of those that were refused."""
         if not dropped(self.settings):
-            return
+            return frozenset()
         from service.intake import adopt_dropped
 
         refused = in_background(lambda: adopt_dropped(self.settings, run_graph=run_once, progress=self._progress))
         for folder, error in refused:
             self.leave_out(folder.name, error)
+        return frozenset(folder.name for folder, _ in refused)
 
     def _follow(self, name: str, folder: Path) -> None:
         now = _Seen(folder, signature(folder))

@@ -5,9 +5,8 @@ import hashlib
 import math
 import os
 import platform
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -115,17 +114,8 @@ def gpu_names(proc: Path = PROC) -> tuple[str, ...]:
 
 def in_background(make: Callable[[], T]) -> T:
     """make(), run on a thread of lower priority: threads that it starts inherit that (on Linux; elsewhere nothing changes)."""
-    done: Future[T] = Future()
-
-    def work() -> None:
-        try:
-            be_nice(BACKGROUND_NICE)
-            done.set_result(make())
-        except BaseException as error:  # noqa: BLE001 - it belongs to the caller, not to this thread
-            done.set_exception(error)
-
-    threading.Thread(target=work, name="in-background").start()
-    return done.result()
+    with ThreadPoolExecutor(1, "in-background", initializer=be_nice, initargs=(BACKGROUND_NICE,)) as pool:
+        return pool.submit(make).result()
 
 
 def give_back_memory() -> None:

@@ -99,6 +99,12 @@ def make_model(repository: Path) -> MakeModel:
 
 
 @pytest.fixture
+def box_file() -> Callable[[float], bytes]:
+    """The file of such a detector."""
+    return detector
+
+
+@pytest.fixture
 def settings(repository: Path, tmp_path: Path) -> Settings:
     return Settings(
         device="cpu", tune=False, reload_seconds=0, models=(), model_repository=(repository,), data_dir=tmp_path / "data"

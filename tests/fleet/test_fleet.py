@@ -1,9 +1,11 @@
 """Models come, change and go while requests run, and what is wrong never takes the place of what is right."""
 
+import os
 import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from service.tasks.task import Timing
 
 MakeModel = Callable[..., Path]
 FleetOf = Callable[..., Fleet]
+MOMENTS = count(1)
 GREY = np.full((64, 64, 3), 128, np.uint8)
 
 
@@ -161,3 +164,30 @@ def test_a_watcher_waits_until_nothing_moves_any_more(settings: Settings, make_m
         assert repository / "mine" in look(settings)
     finally:
         watcher.stop()
+
+
+def drop(folder: Path, data: bytes) -> None:
+    """Put a file where a user would, with a time of its own."""
+    folder.mkdir(exist_ok=True)
+    (folder / "best.onnx").write_bytes(data)
+    later = time.time_ns() + next(MOMENTS) * 10**9
+    os.utime(folder / "best.onnx", ns=(later, later))
+
+
+def test_a_dropped_folder_is_taken_in_followed_and_outlives_a_bad_file(
+    fleet_of: FleetOf, make_model: MakeModel, repository: Path, box_file: Callable[[float], bytes]
+) -> None:
+    make_model("first", 20)
+    with closing(fleet_of("first")) as fleet:
+        drop(repository / "dropped", box_file(24))
+        fleet.refresh()
+        assert where(fleet, "dropped") == 24
+        drop(repository / "dropped", box_file(28))
+        fleet.refresh()
+        assert where(fleet, "dropped") == 28
+        drop(repository / "dropped", b"not a model at all")
+        fleet.refresh()
+        assert where(fleet, "dropped") == 28
+        assert "ONNX" in str(fleet.reason("dropped"))
+    with closing(fleet_of("dropped")) as fleet:
+        assert where(fleet, "dropped") == 28, "after a restart too, as long as what was built of it is there"
