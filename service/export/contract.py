@@ -13,6 +13,7 @@ Decoder = Literal[
     "yolov5",
     "yolov8",
     "yolox",
+    "corners-scores",
     "end-to-end",
     "detr",
     "detr-decoded",
@@ -23,6 +24,7 @@ Decoder = Literal[
     "boxes-labels-scores",
     "logits",
     "probabilities",
+    "logits-or-probabilities",
     "embedding",
     "picture",
     "picture-and-style",
@@ -34,6 +36,7 @@ yolov2, yolov3       raw heads by anchors, one output a stride: [n, a * (5 + C),
 yolov5               decoded [n, k, 5 + C]: cx, cy, w, h, objectness, classes; YOLOv7 and decoded YOLOX too
 yolov8               decoded [n, 4 + C, k] or [n, k, 4 + C]: cx, cy, w, h, classes; YOLOv9, 11 and 12 too
 yolox                raw grid [n, k, 5 + C], xy and wh still to be decoded by strides
+corners-scores       boxes [n, k, 4] as corners and scores [n, k, C] of all places, before NMS: UltraFace
 end-to-end           [n, k, 6]: corners, score, class; YOLOv10, YOLO26, exports with NMS inside
 detr                 logits [n, k, C] and boxes [n, k, 4] as cx, cy, w, h of 0..1: RT-DETR, D-FINE, RF-DETR
 detr-decoded         labels [n, k], boxes [n, k, 4] as corners and scores [n, k], with a second input of the picture's size
@@ -47,7 +50,7 @@ boxes-labels-scores  boxes [k, 4] as corners, labels [k], scores [k] of one pict
 
 DETECTORS: frozenset[str] = frozenset(
     {
-        *("yolov2", "yolov3", "yolov5", "yolov8", "yolox", "end-to-end", "detr", "detr-decoded", "nanodet"),
+        *("yolov2", "yolov3", "yolov5", "yolov8", "yolox", "corners-scores", "end-to-end", "detr", "detr-decoded", "nanodet"),
         *("nms-indices", "nms-rows", "efficient-nms", "boxes-labels-scores"),
     }
 )

@@ -173,6 +173,7 @@ def _contract(seen: Seen, role: Role, arithmetic: Arithmetic, wanted: InputContr
             "size": wanted.size,
             "outputs": role.outputs,
             "classes": role.classes,
+            "first_class": role.first_class,
             "activation": role.activation,
             "boxes": role.boxes,
             "anchors": role.anchors,

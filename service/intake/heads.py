@@ -159,7 +159,7 @@ def nanodet(seen: Seen) -> Role | None:
 
 
 def faces(seen: Seen) -> Role | None:
-    """YuNet's twelve heads. Raises ModelRefused for UltraFace, which has no landmarks."""
+    """YuNet's twelve heads; or UltraFace's boxes and scores, which have no landmarks: a detector of one class."""
     heads = {f"{head}_{stride}" for head in ("cls", "obj", "bbox", "kps") for stride in (8, 16, 32)}
     if heads == {port.name for port in seen.ports}:
         seen.notes.fact("twelve heads of class, objectness, box and five landmarks at strides 8/16/32: YuNet, a detector of faces")
@@ -167,10 +167,15 @@ def faces(seen: Seen) -> Role | None:
     shapes = sorted((port.shape[1:] for port in seen.ports), key=str)
     if len(shapes) == 2 and [len(shape) for shape in shapes] == [2, 2] and {shape[1] for shape in shapes} == {2, 4}:
         rows = {int(shape[0] or 0) for shape in shapes}
-        if len(rows) == 1 and rows.pop() > QUERIES:
-            raise seen.refuse(
-                "a detector of faces without landmarks (as UltraFace is): verifying and naming faces needs five landmarks to align "
-                "them, so it cannot be used; use YuNet"
+        boxes, scores = sorted((port for port in seen.ports), key=lambda port: port.shape[2] != 4)
+        low, high = span(seen.values(scores.name))
+        if len(rows) == 1 and rows.pop() > QUERIES and low >= 0 and high <= 1:
+            seen.notes.fact(
+                "boxes beside two scores each, background and face: UltraFace. It has no landmarks, which verifying and naming "
+                "faces needs, so it is a detector of one class"
+            )
+            return Role(
+                "detect", "corners-scores", 1, (boxes.name, scores.name), first_class=1, boxes="unit", convention="ultraface"
             )
     return None
 

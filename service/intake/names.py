@@ -79,6 +79,9 @@ def labels_of(seen: Seen, role: Role) -> tuple[str, ...]:
 
 def _guessed(seen: Seen, role: Role) -> tuple[str, ...]:
     sets = {"detect": {80: "coco", 90: "coco", 91: "coco", 20: "voc"}, "classify": {1000: "imagenet", 1001: "imagenet"}}
+    if role.convention == "ultraface" and seen.told.labels != "numbers":
+        seen.notes.assume("its one class beside the background is taken to be a face", "labels")
+        return ("face",)
     name = None if seen.told.labels == "numbers" else sets.get(role.task, {}).get(role.classes)
     if name is not None:
         shown = {"coco": "COCO", "voc": "VOC", "imagenet": "ImageNet"}[name]

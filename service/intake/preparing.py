@@ -46,6 +46,7 @@ CONVENTIONS: dict[str, tuple[str, Arithmetic, Rule]] = {
     "yolox": ("of YOLOX", Arithmetic("BGR"), {**LETTERBOX, "padding": "bottom-right"}),
     "darknet": ("of darknet's detectors", PRESETS["unit"], {"resize": "letterbox", "fill": 128}),
     "nanodet": ("of NanoDet", Arithmetic("BGR", 1.0, NANODET_MEAN, NANODET_STD), {"resize": "letterbox", "fill": 0}),
+    "ultraface": ("of UltraFace", Arithmetic("RGB", 1.0, (127.0,), (128.0,)), {"resize": "stretch"}),
     "rt-detr": ("of RT-DETR and D-FINE", PRESETS["unit"], {"resize": "stretch"}),
     "rf-detr": ("of DETR and RF-DETR", PRESETS["torchvision"], {"resize": "stretch"}),
     "torchvision-detector": (

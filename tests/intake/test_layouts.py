@@ -88,6 +88,11 @@ CASES: dict[str, Case] = {
     "rt-detr in one table": Case(
         lambda t: {"o": t.noise(1, 50, 12, low=0.1, high=0.9)}, {"decoder": "yolov8", "classes": 8, "boxes": "unit"}
     ),
+    "UltraFace": Case(
+        lambda t: {"scores": t.noise(1, 4420, 2, low=0, high=1), "boxes": t.noise(1, 4420, 4)},
+        {"decoder": "corners-scores", "outputs": ("boxes", "scores"), "classes": 1, "first_class": 1, "boxes": "unit"},
+        assumed="a face",
+    ),
     "yolov2": Case(lambda t: heads(t, 125, 2), {"decoder": "yolov2", "classes": 20, "strides": (32,)}, assumed="anchors"),
     "yolov3": Case(
         lambda t: heads(t, 255, 2, 4, 8),
@@ -282,7 +287,6 @@ REFUSED: dict[str, tuple[Callable[[Any], dict[str, Any]], dict[str, Any], str]] 
         "rotated",
     ),
     "FastestDet": (lambda t: {"o": t.noise(1, 85, 4, 4)}, {}, "FastestDet"),
-    "UltraFace": (lambda t: {"scores": t.noise(1, 4420, 2), "boxes": t.noise(1, 4420, 4)}, {}, "landmarks"),
     "SSD": (lambda t: {"scores": t.noise(1, 4420, 21), "boxes": t.noise(1, 4420, 4)}, {}, "SSD"),
     "depth": (lambda t: {"o": t.noise(1, 1, 64, 64)}, {}, "depth"),
     "semantic": (lambda t: {"o": t.noise(1, 21, 64, 64)}, {}, "segmentation"),

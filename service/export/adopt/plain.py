@@ -14,6 +14,8 @@ from service.export.contract import Contract
 STYLE = "style_pixels"
 LEAST = 1e-12
 """Added to probabilities before their logarithm is taken."""
+SUM = 1e-2
+"""How far from 1 the sum of probabilities may be by rounding."""
 
 
 def logits(tail: Tail, outputs: Sequence[Output], contract: Contract) -> None:
@@ -27,6 +29,24 @@ def probabilities(tail: Tail, outputs: Sequence[Output], contract: Contract) -> 
     (given,) = expected(outputs, "probabilities")
     above = tail.add(tail.node("Relu", _flat(tail, given)), LEAST)
     _expose_classes(tail, tail.node("Log", above), given, contract)
+
+
+def logits_or_probabilities(tail: Tail, outputs: Sequence[Output], contract: Contract) -> None:
+    """Where a row, and the sizes of its numbers too, sum to 1, as probabilities, else as logits: for files that may be either."""
+    (given,) = expected(outputs, "logits or probabilities")
+    if (length := _length(given)) is None:
+        raise ExportFailed(f"the number of classes is not fixed in {given.label}")
+    row = _flat(tail, given)
+    ones = tail.constant(np.ones((length, 1)))
+    gaps = [tail.node("Abs", tail.sub(tail.node("MatMul", x, ones), 1.0)) for x in (row, tail.node("Abs", row))]
+    sums_to_one = tail.node("Less", tail.node("Max", *gaps), tail.constant(SUM))
+    above = tail.node("Log", tail.add(tail.node("Relu", row), LEAST))
+    if tail.opset < 9:  # Where came with 9
+        chosen = tail.cast(sums_to_one, TensorProto.FLOAT)
+        picked = tail.add(tail.mul(above, chosen), tail.mul(row, tail.sub(tail.constant(1.0), chosen)))
+    else:
+        picked = tail.node("Where", sums_to_one, above, row)
+    _expose_classes(tail, picked, given, contract)
 
 
 def embedding(tail: Tail, outputs: Sequence[Output], _: Contract) -> None:

@@ -44,6 +44,18 @@ def yolox(tail: Tail, outputs: Sequence[Output], contract: Contract) -> None:
     expose_detections(tail, boxes, _scores(tail, rows, contract), contract)
 
 
+def corners_scores(tail: Tail, outputs: Sequence[Output], contract: Contract) -> None:
+    """Boxes [n, k, 4] as corners, then scores [n, k, classes], of all places."""
+    if len(outputs) != 2 or any(output.rank != 3 for output in outputs) or (outputs[0].shape or ())[2] not in (4, None):
+        found = ", ".join(output.label for output in outputs)
+        raise ExportFailed(
+            f"this decoder reads boxes [n, k, 4] and scores [n, k, classes], in this order; the outputs are: {found}"
+        )
+    boxes, scores = (tail.as_float(output) for output in outputs)
+    kept = tail.activated(_classes(tail, scores, 0, contract), contract.activation)
+    expose_detections(tail, _scaled(tail, boxes, contract), kept, contract)
+
+
 def end_to_end(tail: Tail, outputs: Sequence[Output], contract: Contract) -> None:
     """[n, k, 6]: corners, score, class; rows without an object have a score of 0."""
     rows = tail.as_float(one_of(outputs, "one output [n, k, 6]"))

@@ -54,6 +54,8 @@ def answers(spec: ModelSpec) -> list[Shape]:
     shapes: dict[str, Callable[[], list[Shape]]] = {
         "logits": lambda: [(classes,)],
         "probabilities": lambda: [(classes, 1, 1) if "squeezenet" in spec.name else (classes,)],
+        "logits-or-probabilities": lambda: [(classes,)],
+        "corners-scores": lambda: [(ROWS, 4), (ROWS, classes)],
         "embedding": lambda: [(128,)],
         "yolox": lambda: [(sum(k), 5 + classes)],
         "yolov3": lambda: [(*cells(contract, stride), 3, 5 + classes) for stride in contract.strides],

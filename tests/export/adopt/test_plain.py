@@ -90,6 +90,16 @@ def test_a_softmax_gives_probabilities_back(opset: int, adopted: Adopted) -> Non
     np.testing.assert_allclose(softmax(found[0]), softmax(mixed(feeds["pixels"])[0]), atol=1e-6)
 
 
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("behind_softmax", [False, True])
+def test_a_file_that_may_answer_either_is_read_right(opset: int, behind_softmax: bool, adopted: Adopted) -> None:
+    feeds = {"pixels": pixels(2, *SIZE)}
+    nodes = classifier(opset > 9, behind_softmax)
+    found = adopted(nodes, WEIGHTS, feeds, opset, decoder="logits-or-probabilities", classes=5, out=[1, 5])["logits"]
+    for row, wanted in zip(found, mixed(feeds["pixels"]), strict=True):
+        np.testing.assert_allclose(softmax(row), softmax(wanted), atol=1e-6)
+
+
 def test_a_probability_of_nothing_stays_finite(adopted: Adopted) -> None:
     weights = {"w": np.zeros((5, 3, 1, 1), np.float32)}
     found = adopted(classifier(True, False), weights, {"pixels": pixels(1, *SIZE)}, decoder="probabilities", classes=5)["logits"]

@@ -105,6 +105,17 @@ def test_detrs_softmax_leaves_out_no_object_and_what_stands_before_the_first_cla
     np.testing.assert_allclose(found["boxes"], corners_of(boxes), atol=1e-4)
 
 
+@pytest.mark.parametrize("opset", OPSETS)
+def test_corners_and_scores_of_all_places_leave_the_background_out(opset: int, answer: Answer) -> None:
+    scores, unit = fractions(1, 7, 3), np.sort(fractions(1, 7, 4))
+    given = {"decoder": "corners-scores", "outputs": ("b", "a"), "boxes": "unit", "classes": 2, "first_class": 1}
+    found = answer({"a": scores, "b": unit}, opset, batch=2, **given)
+    np.testing.assert_allclose(found["boxes"], np.repeat(unit * (WIDTH, HEIGHT, WIDTH, HEIGHT), 2, axis=0), atol=1e-4)
+    np.testing.assert_allclose(found["scores"], np.repeat(scores[..., 1:], 2, axis=0), atol=1e-6)
+    with pytest.raises(ExportFailed, match="in this order"):
+        answer({"a": scores, "b": unit}, opset, **{**given, "outputs": ("a", "b")})
+
+
 def chosen(labels: Array, scores: Array, classes: int = 3, first: int = 0) -> Array:
     """Scores [n, k, classes] of labels [n, k] and scores [n, k]."""
     table = np.zeros((*labels.shape, classes))
