@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from service.errors import LicenceNotAccepted, ModelUnknown, SettingInvalid
 from service.repository.build import RECORD
+from service.repository.places import own_manifests
 from service.repository.spec import MANIFEST, ModelSpec, load_spec
 from service.settings import Settings
 
@@ -112,8 +113,6 @@ def _places(folder: Path, settings: Settings, *signs: str) -> list[Path]:
 
 
 def _catalogue() -> Path:
-    from service.repository.store import own_manifests  # which asks here what was pulled
-
     return own_manifests() / CATALOGUE
 
 

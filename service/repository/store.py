@@ -13,6 +13,7 @@ from pathlib import Path
 from service.errors import ExportFailed, ModelUnknown, SettingInvalid, SetupError
 from service.repository.build import BuiltModel, Record, RunGraph, build, damage, describe, read_record
 from service.repository.files import locked
+from service.repository.places import PACKAGE, own_manifests
 from service.repository.progress import Progress
 from service.repository.public import check_licence, find_public, wanted
 from service.repository.spec import MANIFEST, ModelSpec, load_spec
@@ -36,16 +37,6 @@ __all__ = [
 
 BUILT = ".built"
 """The folder, beside a user's own model, of what is made of it."""
-
-_PACKAGE = Path(__file__).parents[1]
-
-
-def own_manifests(package: Path = _PACKAGE) -> Path:
-    """The folder of the manifests that come with the service, in a checkout or in an installed wheel."""
-    checkout = package.parent
-    if (checkout / "pyproject.toml").is_file() and (checkout / "models").is_dir():
-        return checkout / "models"
-    return package / "manifests"
 
 
 def scan(settings: Settings) -> dict[str, ModelSpec]:
@@ -242,7 +233,7 @@ def _folders(spec: ModelSpec, settings: Settings) -> list[Path]:
     data = _data_folder(spec, settings)
     if not spec.is_published:
         return [spec.folder / BUILT, data]
-    return [data] if spec.folder.is_relative_to(_PACKAGE) else [spec.folder, data]
+    return [data] if spec.folder.is_relative_to(PACKAGE) else [spec.folder, data]
 
 
 def _data_folder(spec: ModelSpec, settings: Settings) -> Path:

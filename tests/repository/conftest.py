@@ -22,7 +22,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from service.export.recipes import RECIPES
-from service.repository import store
+from service.repository import public, store
 from service.repository.spec import ModelSpec, load_spec
 
 
@@ -341,5 +341,6 @@ def shop_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
     """An empty shop in the place of the service's own manifests."""
     root = tmp_path / "own"
     root.mkdir()
-    monkeypatch.setattr(store, "own_manifests", lambda: root)
+    for module in (store, public):
+        monkeypatch.setattr(module, "own_manifests", lambda: root)
     return Shop(root)

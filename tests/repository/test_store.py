@@ -163,7 +163,7 @@ def test_where_it_cannot_be_built_in_place_it_goes_to_the_data_folder(
 ) -> None:
     spec = make_spec()
     if why == "inside the wheel":
-        monkeypatch.setattr(store, "_PACKAGE", spec.folder.parents[1])
+        monkeypatch.setattr(store, "PACKAGE", spec.folder.parents[1])
     else:
         access = store.os.access
         monkeypatch.setattr(store.os, "access", lambda path, mode: path != spec.folder and access(path, mode))
@@ -177,7 +177,7 @@ def test_where_it_cannot_be_built_in_place_it_goes_to_the_data_folder(
 
 def test_without_a_setting_the_data_folder_is_the_users(make_spec: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     spec = make_spec()
-    monkeypatch.setattr(store, "_PACKAGE", spec.folder.parent)
+    monkeypatch.setattr(store, "PACKAGE", spec.folder.parent)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
     monkeypatch.setattr(settings_module, "user_data_path", lambda name, appauthor: tmp_path / "share" / name)
     assert build_folder(spec, Settings()) == tmp_path / "share" / "vision-service" / "models" / "tiny"
@@ -186,7 +186,7 @@ def test_without_a_setting_the_data_folder_is_the_users(make_spec: Any, monkeypa
 @pytest.mark.parametrize("why", ["a file is in the way", "it is read-only"])
 def test_a_data_folder_that_cannot_be_written(make_spec: Any, tmp_path: Path, monkeypatch: Any, heard: Any, why: str) -> None:
     spec = make_spec()
-    monkeypatch.setattr(store, "_PACKAGE", spec.folder.parent)
+    monkeypatch.setattr(store, "PACKAGE", spec.folder.parent)
     if why == "it is read-only":
         monkeypatch.setattr(store.os, "access", lambda path, mode: False)
     else:
