@@ -93,9 +93,15 @@ class Shelf:
         return card(model, default=default is not None and default.name == model.spec.name, chosen=why)
 
     def spec(self, task: Task, name: str | None) -> ModelSpec:
-        """The manifest of the model for `task` of that name or alias, or of the default one. Raises ModelUnknown."""
+        """The manifest of the model for `task` of that name or alias, or of the default one.
+
+        Raises ModelUnknown, and NotReady where it, or every model for the task, was unloaded.
+        """
         spec = self._chosen.get((task, name))
         if spec is None:
+            away = [self._specs[other] for other in sorted(self._unloaded) if other in self._specs]
+            if any(spec.task == task and name in {None, spec.name, *spec.aliases} for spec in away):
+                raise NotReady(f"the model {name or 'for ' + task!r} was unloaded; its operator can load it again")
             raise ModelUnknown(name or "(default)", [spec.name for spec in self.specs if spec.task == task])
         return spec
 
@@ -106,7 +112,7 @@ class Shelf:
     def get(self, name: str) -> LoadedModel:
         """The model called `name`, fetched, built, loaded and warmed up if it is not yet.
 
-        Raises ModelUnknown, also for one that was unloaded, SetupError, and NotReady after close().
+        Raises ModelUnknown, SetupError, and NotReady for one that was unloaded, and after close().
         """
         model = self._models.get(name)
         if model is not None and model.warm:
@@ -114,7 +120,9 @@ class Shelf:
         with self._lock:
             if self._closed:
                 raise NotReady("the engine is closed")
-            if name not in self._specs or name in self._unloaded:
+            if name in self._unloaded:
+                raise NotReady(f"the model {name!r} was unloaded; its operator can load it again")
+            if name not in self._specs:
                 raise ModelUnknown(name, [spec.name for spec in self.specs])
             if name not in self._models:
                 self._models[name] = self._open(self._specs[name])

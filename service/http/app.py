@@ -99,7 +99,9 @@ def create_app(engine: Engine, *, give_up: Callable[[str], None] = stop_process)
         metrics.watch(group.crew.waiting)
     spoken = [PROTOCOLS[name] for name in engine.settings.protocols if name in PROTOCOLS]
     table = _table(engine, workers, clerks, metrics, desk)
-    parts = Parts(engine, workers[False], clerks, UploadBudget.of(engine.settings), partial(gate.key_of_body, ring), workers[True])
+    budget = UploadBudget.of(engine.settings)
+    strangers = None if ring is None else UploadBudget(2 * engine.settings.max_body_bytes)
+    parts = Parts(engine, workers[False], clerks, budget, strangers, partial(gate.key_of_body, ring), workers[True])
     table += [row for protocol in spoken for row in protocol.rows(parts)]
     ways = {(method, path): _route(method, path, endpoint) for method, path, endpoint, _ in table}
     app = FastAPIOffline(

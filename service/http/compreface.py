@@ -57,7 +57,8 @@ SEVERAL, NAMES, NAME = f"{ROOT}/faces/delete", f"{ROOT}/subjects", f"{ROOT}/subj
 PREFIXES = ("/api/v1/recognition", "/api/v1/detection", "/api/v1/verification", "/api/v1/static")
 
 MOST_SUBJECTS = 100  # that one face is answered with
-MOST_IDS = 2**20  # bytes of a list of image ids
+MOST_IDS = 1000  # image ids of one list
+MOST_BYTES = 2**18  # of such a list
 LARGEST_PAGE = 2000
 WALKED = 1000  # subjects asked from the gallery at once
 SLOPE = 5.292
@@ -389,7 +390,7 @@ def _forget(gallery: Gallery, face_id: str) -> dict[str, str] | None:
 def _forget_some(call: Call) -> Reply:
     """The options are a list of ids; those that nothing has are passed over, as CompreFace does."""
     found = []
-    for image_id in call.options:
+    for image_id in dict.fromkeys(call.options):
         try:
             found.append(_forget(call.gallery, _face_id(image_id)))
         except FaceUnknown:
@@ -461,13 +462,19 @@ def pairs_of(query_string: bytes) -> list[tuple[str, str]]:
     return parse_qsl("&".join(pieces), keep_blank_values=True)
 
 
-def _known_only(request: Request, kind: type[Strict]) -> Request:
-    """The request without the parameters that it has no option for. Raises OptionInvalid for an empty subject whose faces are to be
-    forgotten: left out, it stands for all."""
+def _read(request: Request, way: "Way") -> Request:
+    """The request with its query as `pairs_of` reads it, less the parameters that its way has no option for.
+
+    Raises OptionInvalid where such a one, an empty subject or a body comes with what can forget everybody: a name that is misspelt
+    or in another place must not stand for all.
+    """
     pairs = pairs_of(request.scope["query_string"])
-    if kind is WhoseOptions and ("subject", "") in pairs:
-        raise OptionInvalid("subject", "subject is empty; give a name, or leave it out")
-    kept = urlencode([pair for pair in pairs if pair[0] in kind.model_fields])
+    if way.wipes:
+        if ("subject", "") in pairs:
+            raise OptionInvalid("subject", "subject is empty; give a name, or leave it out")
+        if request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers:
+            raise OptionInvalid("subject", "a body is not read here; name the subject in the query")
+    kept = urlencode([pair for pair in pairs if way.exact or way.wipes or pair[0] in way.options.model_fields])
     return Request({**request.scope, "query_string": kept.encode()}, request.receive)
 
 
@@ -481,7 +488,7 @@ def endpoint(parts: Parts, way: "Way") -> Endpoint:
         workers.check(way.kind)
         with Meter(engine.settings.max_body_bytes, parts.budget) as meter:
             async with workers.deadline():
-                upload = await read_upload(_known_only(request, way.options), way.fields, way.options, meter)
+                upload = await read_upload(_read(request, way), way.fields, way.options, meter)
                 job = partial(way.job, Call(engine, request.path_params, upload, time.perf_counter()))
                 return _respond(request, await workers.run(way.kind, job, request.receive))
 
@@ -495,13 +502,15 @@ def several_endpoint(parts: Parts) -> Endpoint:
     async def answer(request: Request) -> Response:
         require_ready(engine)
         clerks.check(SUBJECTS)
-        with Meter(min(MOST_IDS, engine.settings.max_body_bytes), parts.budget) as meter:
+        with Meter(min(MOST_BYTES, engine.settings.max_body_bytes), parts.budget) as meter:
             async with clerks.deadline():
                 body = b"".join([meter.count(chunk) async for chunk in request.stream()])
                 try:
                     image_ids = TypeAdapter(list[str]).validate_json(body)
                 except ValidationError:
                     raise MalformedBody('the body is no list of image ids like ["...", "..."]') from None
+                if len(image_ids) > MOST_IDS:
+                    raise OptionInvalid("image_ids", f"{len(image_ids)} image ids; at most {MOST_IDS} are taken at once")
                 job = partial(_forget_some, Call(engine, {}, Upload({}, image_ids), time.perf_counter()))
                 return _respond(request, await clerks.run(SUBJECTS, job, request.receive))
 
@@ -526,7 +535,8 @@ def word(problem: Problem) -> tuple[int, Mapping[str, Any]]:
 
 @dataclass(frozen=True)
 class Way:
-    """One route: `kind` is the queue that it waits in, `job` what it does, `name` its entry on the API page."""
+    """One route: `kind` is the queue that it waits in, `job` what it does, `name` its entry on the API page. `exact`: a parameter
+    that is not known is refused; `wipes`: it may forget everybody."""
 
     method: str
     path: str
@@ -535,21 +545,23 @@ class Way:
     options: type[Strict]
     job: Job
     fields: Fields = NO_PICTURE
+    exact: bool = False
+    wipes: bool = False
 
 
 WAYS = (
     Way("POST", VERIFY, "verify", "/verify-face", LookOptions, _verify, TWO_PICTURES),
     Way("POST", DETECT, "detect", "/detect-faces", LookOptions, _detect, PICTURE),
     Way("POST", RECOGNIZE, "recognize", "/identify", RecognizeOptions, _recognize, PICTURE),
-    Way("POST", FACES, "add", ENROLLING, AddOptions, _add, PICTURE),
+    Way("POST", FACES, "add", ENROLLING, AddOptions, _add, PICTURE, exact=True),
     Way("GET", FACES, "list", SUBJECTS, ListOptions, _list),
-    Way("DELETE", FACES, "forget_faces", SUBJECTS, WhoseOptions, _forget_faces),
+    Way("DELETE", FACES, "forget_faces", SUBJECTS, WhoseOptions, _forget_faces, wipes=True),
     Way("DELETE", FACE, "forget_face", SUBJECTS, NoOptions, _forget_face),
     Way("POST", FACE_VERIFY, "verify_known", "/identify", LookOptions, _verify_known, PICTURE),
     Way("GET", NAMES, "names", SUBJECTS, NoOptions, _names),
     Way("GET", f"{NAMES}/", "names_too", SUBJECTS, NoOptions, _names),  # as CompreFace's own documentation writes it
     Way("POST", NAMES, "new_name", SUBJECTS, NameOptions, _new_name),
-    Way("DELETE", NAMES, "forget_names", SUBJECTS, NoOptions, _forget_names),
+    Way("DELETE", NAMES, "forget_names", SUBJECTS, NoOptions, _forget_names, wipes=True),
     Way("PUT", NAME, "rename", SUBJECTS, NameOptions, _rename),
     Way("DELETE", NAME, "forget_name", SUBJECTS, NoOptions, _forget_name),
 )

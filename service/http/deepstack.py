@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse, Response
 
 from service import __version__
 from service.engine import Engine
-from service.errors import ImageMissing, MalformedBody, OptionInvalid, SubjectUnknown
+from service.errors import ImageMissing, MalformedBody, OptionInvalid, SubjectUnknown, UnsupportedMedia
 from service.gallery.names import DEFAULT, check_name
 from service.http import openapi_deepstack
 from service.http.faces import ENROLLING, SUBJECTS
@@ -62,6 +62,8 @@ class _AllBut(frozenset[str]):
         return not super().__contains__(name)
 
 
+PHOTO: Final = re.compile(r"image\d*")
+"""Fields that hold a photo, with a file name or without."""
 FILES: Final = _AllBut((*KEYS, "min_confidence", "userid"))
 
 
@@ -288,9 +290,10 @@ def _endpoint(call: Call, parts: Parts) -> Endpoint:
     async def endpoint(request: Request) -> Response:
         require_ready(engine)
         workers.check(call.kind)
-        with Meter(engine.settings.max_body_bytes, parts.budget) as meter:
+        admitted = parts.strangers is None or record_of(request.scope).key is not None
+        with Meter(engine.settings.max_body_bytes, parts.budget if admitted else parts.strangers or parts.budget) as meter:
             async with workers.deadline():
-                sent = _sorted(await read_parts(request, meter, FILES), request)
+                sent = _sorted(await _parts(request, meter, call), request)
                 parts.admit(request.scope, needed, sent.key(needed))
                 _check_images(call, sent)
                 told = await workers.run(call.kind, partial(call.run, engine, sent), request.receive)
@@ -302,12 +305,22 @@ def _endpoint(call: Call, parts: Parts) -> Endpoint:
     return endpoint
 
 
+async def _parts(request: Request, meter: Meter, call: Call) -> list[Part]:
+    """The fields of the form. What needs no photo may come with any body: some clients send "{}"."""
+    try:
+        return await read_parts(request, meter, FILES)
+    except UnsupportedMedia:
+        if call.images or call.fields:
+            raise
+        return []
+
+
 def _sorted(parts: Iterable[Part], request: Request) -> Sent:
     """Fields of the form before those of the query, where no key is taken: it would stand in logs."""
     files: list[tuple[str, Data]] = []
     texts: dict[str, str] = {}
     for part in parts:
-        if part.filename is None and part.name != "image":
+        if part.filename is None and not PHOTO.fullmatch(part.name):
             texts.setdefault(part.name.lower(), str(part.data, errors="replace"))
         elif part.data or part.filename:
             files.append((part.name, part.data))
@@ -349,7 +362,8 @@ def _envelope(call: Call, told: Told, record: Record) -> dict[str, Any]:
 def word(problem: Problem) -> tuple[int, Mapping[str, Any]]:
     """An error as DeepStack tells it, `code` as CodeProject.AI does; `problem` is this service's own code."""
     status = 400 if problem.status in AS_BAD_REQUEST else problem.status
-    return status, {"success": False, "error": problem.detail, "code": status, "duration": 0, "problem": problem.code}
+    detail = f"{problem.detail}, or as the form field api_key" if problem.code == "key_missing" else problem.detail
+    return status, {"success": False, "error": detail, "code": status, "duration": 0, "problem": problem.code}
 
 
 async def _alive(_: Request) -> Response:

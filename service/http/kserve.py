@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, Field, StrictBool, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -133,15 +134,18 @@ def check_sizes(feeds: Tensors, spec: ModelSpec) -> None:
     for name, tensor in feeds.items():
         if len(tensor) > MAX_BATCH:
             raise InputError(f"the input {name!r} has a batch of {len(tensor)}; at most {MAX_BATCH} are taken at once")
-    if "pixels" not in feeds or feeds["pixels"].ndim != 4:
-        return
-    _, height, width, _ = feeds["pixels"].shape
+        if tensor.ndim == 4 and tensor.dtype == np.uint8:
+            _check_picture(name, tensor, spec)
+
+
+def _check_picture(name: str, tensor: NDArray[np.generic], spec: ModelSpec) -> None:
+    _, height, width, _ = tensor.shape
     step = spec.input.multiple_of
     if height % step or width % step:
-        raise InputError(f"the input 'pixels' is {height} x {width} pixels, but both sides must be multiples of {step}")
+        raise InputError(f"the input {name!r} is {height} x {width} pixels, but both sides must be multiples of {step}")
     most = most_pixels(spec)
     if height * width > most:
-        raise InputError(f"the input 'pixels' is {height} x {width} pixels; a picture for {spec.name} has at most {most}")
+        raise InputError(f"the input {name!r} is {height} x {width} pixels; a picture for {spec.name} has at most {most}")
 
 
 def most_pixels(spec: ModelSpec) -> int:

@@ -23,6 +23,7 @@ Row = tuple[str, str, Endpoint, Operation]
 class Parts:
     """`workers` carry tasks, `nice_workers` those that take seconds, `clerks` what waits for the gallery's database.
 
+    `budget` is of the bodies of those who were admitted, `strangers`, where keys are set, of those whose key comes in the body.
     `admit` is asked where a key comes in the body, with the scopes of which one is needed and the key, or None where none was sent.
     It raises KeyMissing, KeyUnknown or ScopeMissing.
     """
@@ -31,6 +32,7 @@ class Parts:
     workers: Workers
     clerks: Workers
     budget: UploadBudget
+    strangers: UploadBudget | None
     admit: Callable[[Scope, frozenset[str], str | None], None]
     nice_workers: Workers
 

@@ -81,8 +81,10 @@ def test_a_request_that_holds_a_dropped_model_still_gets_its_answer(fleet_of: Fl
         held = fleet.get("mine")
         fleet.unload("mine")
         assert fleet.state("mine") == "unloaded"
-        with pytest.raises(ModelUnknown):
+        with pytest.raises(NotReady, match="unloaded"):
             fleet.get("mine")
+        with pytest.raises(NotReady, match="for detect"):
+            fleet.spec("detect", None)
         assert len(detect(GREY, DetectOptions(), held, Timing())) == 1
         fleet.load("mine")
         assert where(fleet, "mine") == 20

@@ -282,6 +282,29 @@ def test_subjects_are_listed_renamed_and_forgotten(
     assert subjects.list() == {"subjects": []}
 
 
+@pytest.mark.parametrize("path", ["faces", "subjects"])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        *({"json": {"subject": ""}}, {"json": {"subject": None}}, {"data": "subject="}, {"json": {"subject": "Ada"}}),
+        *({"params": {"Subject": "Ada"}}, {"params": {"subjects": "Ada"}}, {"params": {" subject": "Ada"}}),
+    ],
+    ids=str,
+)
+def test_what_names_somebody_wrongly_forgets_nobody(
+    path: str, sent: dict[str, Any], url: str, running: tuple[Engine, Server], faces: FaceCollection
+) -> None:
+    enrol(running, Ada=1, Bob=1)
+    answer = requests.delete(f"{url}{API}/{path}", **sent, headers={"x-api-key": DESK}, timeout=30)
+    assert (answer.status_code, answer.json()["code"]) == (400, 26), answer.text
+    assert faces.list()["total_elements"] == 2
+
+
+def test_a_name_that_would_be_cut_is_refused(faces: FaceCollection, face: bytes) -> None:
+    assert faces.add(face, "R&D=x")["code"] == 26
+    assert faces.list()["total_elements"] == 0
+
+
 def test_nothing_is_forgotten_because_a_name_was_empty(url: str, running: tuple[Engine, Server], faces: FaceCollection) -> None:
     enrol(running, Ada=1)
     assert faces.delete_all("")["code"] == 26

@@ -2,7 +2,9 @@
 
 import itertools
 import re
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -389,6 +391,33 @@ def test_a_key_may_come_as_a_field(keyed: TestClient, jpeg: bytes, call: Any) ->
     assert ask(api_key="wrong") == (401, "key_unknown")
     assert ask(api_key=other) == (403, "scope_missing")
     assert ask({"X-API-Key": "wrong"}, api_key=right) == (401, "key_unknown")
+
+
+def test_bodies_without_a_key_take_no_room_from_those_who_have_one(
+    make_engine: Any, serve: Callable[[Any], int], jpeg: bytes
+) -> None:
+    engine = make_engine(api_keys=f"camera:use:{USER}", max_body_bytes=2**20)
+    port, held = serve(engine), []
+    head = b"POST /v1/vision/detection HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+    try:
+        for _ in range(8):
+            held.append(socket.create_connection(("127.0.0.1", port)))
+            held[-1].sendall(head + b"Content-Length: 1048000\r\n\r\n" + bytes(1_040_000))
+        end = time.monotonic() + 20
+        while post(port, "detection", files={"image": jpeg}).status_code != 503 and time.monotonic() < end:
+            time.sleep(0.05)
+        answer = requests.post(
+            f"http://127.0.0.1:{port}/v1/vision/detection", files={"image": jpeg}, headers={"X-API-Key": USER}, timeout=20
+        )
+        assert answer.status_code == 200, answer.text
+    finally:
+        for connection in held:
+            connection.close()
+
+
+@pytest.mark.parametrize("sent", [{"json": {}}, {"content": "{}", "headers": {"Content-Type": "text/plain"}}], ids=str)
+def test_a_list_is_answered_whatever_body_comes_with_the_question(sent: dict[str, Any], make_engine: Any, open_client: Any) -> None:
+    assert open_client(make_engine()).post("/v1/vision/face/list", **sent).json()["success"]
 
 
 def test_the_clients_send_their_keys_so(make_engine: Any, serve: Callable[[Any], int], jpeg: bytes) -> None:

@@ -23,9 +23,10 @@ from tritonclient.utils import InferenceServerException
 
 from service import __version__
 from service.engine import Engine
-from service.errors import FetchFailed, InferenceFailed, QueueFull
+from service.errors import FetchFailed, InferenceFailed, InputError, QueueFull
 from service.fleet import Fleet
 from service.http.app import create_app
+from service.http.kserve import check_sizes
 from service.http.listening import listen
 from service.http.server import Server
 from service.http.tensors import MAX_BATCH
@@ -567,3 +568,11 @@ def test_keys_are_asked_for_by_scope(serve: Any) -> None:
 def test_the_protocol_can_be_switched_off(make_engine: Any, open_client: Any) -> None:
     found = open_client(make_engine(protocols="none")).get("/v2/health/live")
     assert (found.status_code, found.json()["code"]) == (404, "path_unknown")
+
+
+def test_every_picture_that_goes_in_is_bounded() -> None:
+    spec = scan(Settings())["magenta-arbitrary"]
+    small, huge = np.zeros((1, 64, 64, 3), np.uint8), np.broadcast_to(np.uint8(0), (1, 8192, 8192, 3))
+    check_sizes({"pixels": small, "style_pixels": small}, spec)
+    with pytest.raises(InputError, match="'style_pixels' is 8192 x 8192"):
+        check_sizes({"pixels": small, "style_pixels": huge}, spec)
