@@ -58,19 +58,21 @@ class Fleet(Shelf):
     def __init__(self, settings: Settings, progress: Progress, models: Mapping[str, LoadedModel] | None = None) -> None:
         super().__init__(settings, progress, models or {})
         self._seen: dict[str, _Seen] = {}
+        self._unwanted: dict[str, _Seen] = {}
         self._changing = threading.Lock()
         self._watcher = Watcher(settings, self.refresh) if models is None and settings.reload_seconds else None
         self._given = models is not None
         if models is None:
-            self.detector = standing_detector(settings)
             self._read_folders()
+            self.detector = standing_detector(settings)
+            self._choose()
         for spec in self.specs:
             check(spec)
 
     def start(self) -> None:
         """Load every model, then follow the folders. Raises SetupError saying what to do."""
         if not self._given:
-            self._choose_detector()
+            self.choose_detector()
         if not self._specs:
             raise SettingInvalid("no models were found; check VISION_MODELS and VISION_MODEL_REPOSITORY")
         for spec in self.specs:
@@ -157,7 +159,7 @@ class Fleet(Shelf):
                 else:
                     self._follow(name, folder)
 
-    def _choose_detector(self) -> None:
+    def choose_detector(self) -> None:
         """Settle which detector is the default one; it is fetched, and joins the others, where it was not there before."""
         self.detector = choose_detector(self.settings, self._progress, run_once)
         name = self.detector.name
@@ -171,6 +173,7 @@ class Fleet(Shelf):
         self._adopt_dropped()
         found = self._folders()
         wanted = selected(self.settings, found)
+        self._unwanted = {name: _Seen(folder, signature(folder)) for name, folder in found.items() if wanted and name not in wanted}
         for name in wanted or found:
             self._seen[name] = _Seen(found[name], signature(found[name]))
             try:
@@ -182,11 +185,13 @@ class Fleet(Shelf):
         self._choose()
 
     def _folders(self) -> dict[str, Path]:
-        """The folders of models by name: all, or with VISION_MODELS, while serving, those named and those added since the start."""
-        found = manifests(self.settings)
-        if not (self.settings.models and self.serving):
-            return found
-        return {name: folder for name, folder in found.items() if name in self._seen or not folder.is_relative_to(own_manifests())}
+        """The folders of models by name, but for those that VISION_MODELS left out at the start and that are as they were."""
+        left_out = self._unwanted
+        return {
+            name: folder
+            for name, folder in manifests(self.settings).items()
+            if name not in left_out or left_out[name] != _Seen(folder, signature(folder))
+        }
 
     def _adopt_dropped(self) -> frozenset[str]:
         """Give folders that were dropped a manifest; the names of those that were refused."""
@@ -252,8 +257,8 @@ def prepare(settings: Settings, progress: Progress) -> list[BuiltModel]:
 
     A user's own model that cannot be built is said and left out. Raises SetupError.
     """
-    choose_detector(settings, progress, run_once)
     fleet = Fleet(settings, progress)
+    fleet.choose_detector()
     built = []
     for spec in fleet.specs:
         try:

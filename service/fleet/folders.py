@@ -58,6 +58,7 @@ class Watcher:
             try:
                 now = look(self._settings)
                 if now == before != settled:
+                    settled = now  # whatever comes of it: the same change is not tried again and again
                     self._changed()
                     now = settled = look(self._settings)
                 before = now

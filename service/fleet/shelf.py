@@ -124,11 +124,11 @@ class Shelf:
                 raise NotReady(f"the model {name!r} was unloaded; its operator can load it again")
             if name not in self._specs:
                 raise ModelUnknown(name, [spec.name for spec in self.specs])
-            if name not in self._models:
-                self._models[name] = self._open(self._specs[name])
-            self._models[name].warm_up()
+            model = self._models.get(name) or self._open(self._specs[name])
+            model.warm_up()
+            self._models[name] = model
             give_back_memory()
-            return self._models[name]
+            return model
 
     def load(self, name: str) -> LoadedModel:
         """Have a model loaded that was unloaded; nothing where it is. It counts as unloaded until it is ready. Raises as get()."""

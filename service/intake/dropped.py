@@ -16,7 +16,7 @@ from service.repository.build import RunGraph
 from service.repository.files import digest_of
 from service.repository.progress import Progress
 from service.repository.spec import MANIFEST, ModelSpec, load_spec
-from service.repository.store import own_manifests, roots
+from service.repository.store import changed_at, own_manifests, roots
 from service.settings import Settings
 
 LEFT_OVER = 3600.0
@@ -65,12 +65,12 @@ def _to_settle(folder: Path) -> tuple[Path, Told] | None:
 
 
 def _has_changed(spec: ModelSpec) -> bool:
-    """Reads a file only where its size is the same and its time is later than the manifest's."""
-    written = (spec.folder / MANIFEST).stat().st_mtime
+    """Reads a file only where its size is the same and one of its times is later than the manifest's."""
+    written = (spec.folder / MANIFEST).stat().st_mtime_ns
     for file in spec.files:
         path = spec.folder / file.name
         about = path.stat()
-        if about.st_size != file.size or (about.st_mtime >= written and digest_of(path) != file.sha256):
+        if about.st_size != file.size or (changed_at(path) >= written and digest_of(path) != file.sha256):
             return True
     return False
 
@@ -104,6 +104,8 @@ def _tidy(root: Path, path: Path) -> None:
         name = path.name.removeprefix(OLD).rpartition("-")[0]
         if path.name.startswith(OLD) and not (root / name).exists() and (path / MANIFEST).is_file():
             path.rename(root / name)
+        elif path.is_symlink():
+            path.unlink()
         elif time.time() - path.stat().st_mtime > LEFT_OVER:
             shutil.rmtree(path, ignore_errors=True)
 

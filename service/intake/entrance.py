@@ -14,6 +14,8 @@ from service.intake.words import Axis, Notes, Port, ports_text
 
 CHANNELS = (1, 3)
 DTYPES = ("float32", "float16", "uint8")
+MOST_NUMBERS = 64 * 2**20
+"""Of all pictures of one run: 8192 x 2048 pixels and more."""
 FREE = {2: 224, 4: 256}
 """Side of the trial picture where the file leaves it free, by the axes of the only output; else 640, as detectors have."""
 
@@ -122,7 +124,16 @@ def _free_size(file: OnnxFile, told: Told, meta: Metadata, notes: Notes) -> tupl
 
 
 def trial_feeds(entrance: Entrance) -> list[dict[str, NDArray[np.generic]]]:
-    """Noise of 0..1, a smooth picture of 0..1, and the same of 0..255, as the file takes them."""
+    """Noise of 0..1, a smooth picture of 0..1, and the same of 0..255, as the file takes them.
+
+    Raises ModelRefused where the file asks for pictures that would fill the memory.
+    """
+    numbers = sum(max(one.batch, 1) * one.size[0] * one.size[1] * one.channels for one in (entrance, *entrance.styles))
+    if numbers > MOST_NUMBERS:
+        raise ModelRefused(
+            f"it takes {numbers} numbers at once, which is more than the {MOST_NUMBERS} of any model here: {entrance.port}; "
+            "export it for a smaller batch or size"
+        )
     return [_feed(entrance, kind) for kind in ("noise", "smooth", "bytes")]
 
 

@@ -74,7 +74,7 @@ def settle(folder: Path, file: Path, told: Told, settings: Settings, run_graph: 
     if not os.access(folder, os.W_OK):
         raise ModelFixed(f"{folder} cannot be written, so nothing can be written down beside {file.name}")
     with _staging(folder.parent, folder.name) as staged:
-        files = _linked(finding, file, folder, staged)
+        files = _copied(finding, file, folder, staged)
         _built(write(staged, finding, told, files), settings, run_graph, progress)
         with lock_of(folder.parent, progress):
             _install(staged, folder)
@@ -92,6 +92,8 @@ def remove(folder: Path, settings: Settings) -> None:
             folder.rename(gone)
         except OSError as error:
             raise ModelFixed(f"{folder} cannot be removed: {error.strerror or error}") from None
+    if gone.is_symlink():
+        gone.unlink()
     shutil.rmtree(gone, ignore_errors=True)
 
 
@@ -142,17 +144,17 @@ def _built(spec: ModelSpec, settings: Settings, run_graph: RunGraph, progress: P
         raise ModelRefused(f"the file cannot be used: {error}") from None
 
 
-def _linked(finding: Finding, file: Path, folder: Path, staged: Path) -> dict[str, Path]:
-    """The files that lie in `folder`, for the time of building in `staged` too, by the names in model.toml."""
+def _copied(finding: Finding, file: Path, folder: Path, staged: Path) -> dict[str, Path]:
+    """The files that lie in `folder`, for the time of building in `staged` too, by the names in model.toml.
+
+    No links: onnx takes them for an attack, and to make one changes the times by which a changed file is known.
+    """
     files = {}
     for path in (file, *(file.parent / extra.name for extra in finding.file.external)):
         name = path.relative_to(folder).as_posix()
         target = staged / name
         target.parent.mkdir(exist_ok=True)
-        try:
-            os.link(path, target)
-        except OSError:  # another disk, or a system without such links
-            shutil.copyfile(path, target)
+        shutil.copyfile(path, target)
         files[name] = target
     return files
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from service.errors import ModelRefused
+from service.intake.entries import check_entries
 from service.intake.words import Port
 from service.repository.files import digest_of
 from service.repository.spec import Precision
@@ -100,6 +101,7 @@ def _parse(path: Path, size: int) -> "ModelProto":
         raise ModelRefused(f"{path.name} looks like a PyTorch file or a zip archive, not an ONNX model; export it to ONNX first")
     if head[4:8] == b"TFL3":
         raise ModelRefused(f"{path.name} is a TensorFlow Lite model; export it to ONNX first")
+    check_entries(path)
     try:
         model = onnx.load_model(path, load_external_data=False)
     except DecodeError:
@@ -152,13 +154,12 @@ def _external(path: Path, model: "ModelProto", nodes: list["NodeProto"]) -> tupl
             continue
         entries = {entry.key: entry.value for entry in tensor.external_data}
         location = entries.get("location", "")
-        target = Path(location)
-        if not location or "\\" in location or target.is_absolute() or (folder / target).resolve().parent != folder:
+        if not _lies_in(folder, location):
             raise ModelRefused(
                 f"{path.name} wants to read its weights from {location!r:.120}, outside its own folder, which is not allowed; "
                 "put them beside it, or export it as one file"
             )
-        if not (folder / target).is_file():
+        if not _is_file(folder / location):
             raise ModelRefused(f"{path.name} needs the file {location!r:.120} with its weights beside it, and that is missing")
         try:
             end = int(entries.get("offset", 0)) + int(entries.get("length", 0))
@@ -169,6 +170,22 @@ def _external(path: Path, model: "ModelProto", nodes: list["NodeProto"]) -> tupl
         if (folder / location).stat().st_size < end:
             raise ModelRefused(f"{location} is shorter than {path.name} says: {end} bytes are needed; it may be cut short")
     return tuple(folder / location for location in found)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # too long a name
+        return False
+
+
+def _lies_in(folder: Path, location: str) -> bool:
+    """Does `location` name something directly in `folder`, without any trick?"""
+    target = Path(location)
+    try:
+        return bool(location) and "\\" not in location and not target.is_absolute() and (folder / target).resolve().parent == folder
+    except (OSError, ValueError):  # a name that no system would take
+        return False
 
 
 def _tensors(model: "ModelProto", nodes: list["NodeProto"]) -> Iterator["TensorProto"]:

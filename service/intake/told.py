@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from service.errors import OptionInvalid
 from service.export.contract import Decoder
@@ -47,6 +47,12 @@ def _names(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+def _not_zero(values: tuple[float, ...]) -> tuple[float, ...]:
+    if not all(values):
+        raise ValueError("nothing can be divided by 0")
+    return values
+
+
 def _heads(value: object) -> object:
     """ "10,13,16,30; 30,61,62,45" as one tuple a head."""
     return tuple(_numbers(part) for part in value.split(";")) if isinstance(value, str) else value
@@ -65,7 +71,7 @@ Side = Annotated[int, Field(ge=8, le=8192)]
 class Told(BaseModel):
     """What its owner says of a file. All is optional: what the file tells itself need not be said."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str | None = Field(None, pattern=NAME, max_length=80, description="name of the model; empty: from the file's name")
     task: Task | None = Field(None, description="what the model does")
@@ -86,7 +92,9 @@ class Told(BaseModel):
         None, gt=0, description="pixels 0..255 times this, first; 1/255"
     )
     mean: Numbers | None = Field(None, description="taken off after scale; one number, or one a channel in the order of color")
-    std: Numbers | None = Field(None, description="divided by after mean; one number, or one a channel in the order of color")
+    std: Annotated[Numbers, AfterValidator(_not_zero)] | None = Field(
+        None, description="divided by after mean; one number, or one a channel in the order of color"
+    )
     range: Range | None = Field(
         None, description="style networks, of what goes in and comes out: unit 0..1, bytes 0..255, signed -1..1"
     )

@@ -7,6 +7,7 @@ Both ways a zip archive of .npy members, without pickle, goes through a pipe: to
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -168,11 +169,24 @@ _WORDS = (
 
 def _in_words(message: str) -> str:
     version, _, text = message.partition("\n")
-    shown = " ".join(text.split())[-300:]
+    shown = _without_source(" ".join(text.split()))
     for mark, words in _WORDS:
         if mark in text:
             return f"{words.format(version=version)} ({shown})"
     return f"onnxruntime {version} cannot run it: {shown}"
+
+
+def _without_source(text: str) -> str:
+    """What onnxruntime says, less the place in its C++ source, the signature of the function there, and the file's path."""
+    begin, mark, rest = text.rpartition(".cc:")
+    if mark:
+        depth = 0
+        for at, letter in enumerate(rest):
+            depth += (letter == "(") - (letter == ")")
+            if letter == ")" and depth == 0 and rest[at + 1 :].strip():
+                return re.sub(r"^ ?(const )?(\[with [^]]*\] )?", "", rest[at + 1 :])[:300]
+        text = f"{begin.rpartition(' ')[0]} {rest.partition(' ')[2]}"
+    return re.sub(r"Load model from \S+ failed: ?", "", re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", text))[:300]
 
 
 def _limit(job: Mapping[str, int]) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "BuiltModel",
     "added_models",
     "build_folder",
+    "changed_at",
     "dropped",
     "ensure",
     "find_built",
@@ -116,7 +117,13 @@ def _is_news(files: Iterable[Path], manifest: Path) -> bool:
         spec = load_spec(manifest.parent)
     except SetupError:  # said where it is read
         return False
-    return not spec.is_published and any(file.stat().st_mtime_ns > manifest.stat().st_mtime_ns for file in files)
+    return not spec.is_published and any(changed_at(file) > manifest.stat().st_mtime_ns for file in files)
+
+
+def changed_at(file: Path) -> int:
+    """When a file was written or, where the system tells that, put in its place: copying and moving may keep an old time. In ns."""
+    about = file.stat()
+    return about.st_mtime_ns if os.name == "nt" else max(about.st_mtime_ns, about.st_ctime_ns)
 
 
 def build_folder(spec: ModelSpec, settings: Settings) -> Path:

@@ -193,3 +193,49 @@ def test_a_dropped_folder_is_taken_in_followed_and_outlives_a_bad_file(
         assert "ONNX" in str(fleet.reason("dropped"))
     with closing(fleet_of("dropped")) as fleet:
         assert where(fleet, "dropped") == 28, "after a restart too, as long as what was built of it is there"
+
+
+def test_a_model_that_does_not_answer_its_warm_up_is_left_out_and_the_rest_is_ready(
+    settings: Settings, fleet_of: FleetOf, make_model: MakeModel
+) -> None:
+    make_model("good", 20)
+    folder = make_model("bad", 30)
+    fleet_of("good", "bad").close()
+    (folder / "labels.txt").write_text("box\n")
+    fleet = Fleet(settings, Silent())
+    for name in [name for name in fleet.names() if name not in {"good", "bad"}]:
+        fleet.drop(name)
+    with closing(fleet):
+        fleet.start()
+        assert fleet.pending == []
+        assert fleet.state("bad") == "failed"
+        assert "labels" in str(fleet.reason("bad"))
+        assert where(fleet, "good") == 20
+        fleet.remove("bad")
+        assert not folder.exists()
+
+
+def test_a_file_put_in_place_with_an_old_time_is_noticed(
+    fleet_of: FleetOf, make_model: MakeModel, repository: Path, box_file: Callable[[float], bytes]
+) -> None:
+    make_model("first", 20)
+    drop(repository / "dropped", box_file(24))
+    with closing(fleet_of("first", "dropped")) as fleet:
+        assert where(fleet, "dropped") == 24
+        path = repository / "dropped" / "best.onnx"
+        path.write_bytes(box_file(28))
+        os.utime(path, (1, 1))
+        fleet.refresh()
+        assert where(fleet, "dropped") == 28
+
+
+def test_what_vision_models_leaves_out_stays_out_until_it_changes(fleet_of: FleetOf, make_model: MakeModel) -> None:
+    make_model("wanted", 20)
+    make_model("unwanted", 30)
+    with closing(fleet_of("wanted")) as fleet:
+        make_model("new", 40)
+        fleet.refresh()
+        assert sorted(fleet.names()) == ["new", "wanted"]
+        make_model("unwanted", 35)
+        fleet.refresh()
+        assert where(fleet, "unwanted") == 35

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 
 from service.errors import ModelExists, ModelFixed, ModelRefused, ModelUnclear, ModelUnknown, OptionInvalid
@@ -173,6 +175,42 @@ def test_a_dropped_file_that_changes(detector: Callable[..., Path], root: Path, 
     detector("net", 5, folder=root / "mine")
     assert adopt(settings) == {}
     assert len(load_spec(root / "mine").read_labels()) == 5
+
+
+def test_a_dropped_folder_with_its_weights_in_a_second_file(detector: Callable[..., Path], root: Path, settings: Settings) -> None:
+    folder = root / "split"
+    folder.mkdir()
+    model = onnx.load(detector())
+    onnx.save(model, folder / "best.onnx", save_as_external_data=True, location="best.data", size_threshold=256)
+    assert (folder / "best.data").is_file()
+    assert adopt_dropped(settings, run_graph=run_once, progress=Silent()) == []
+    spec = load_spec(folder)
+    assert find_built(spec, settings) is not None
+    change(spec, read_told({"labels": "a,b,c"}), settings, run_graph=run_once, progress=Silent())
+    assert load_spec(folder).read_labels() == ("a", "b", "c")
+
+
+def test_a_folder_that_cannot_be_read_is_refused_and_the_next_one_taken(
+    detector: Callable[..., Path], graph: Callable[..., Path], tables: Any, root: Path, settings: Settings
+) -> None:
+    for name, source in (("aa", graph({"o": np.zeros((1, 0, 6), np.float32)})), ("bb", detector())):
+        (root / name).mkdir()
+        (root / name / "best.onnx").write_bytes(source.read_bytes())
+    ((folder, error),) = adopt_dropped(settings, run_graph=run_once, progress=Silent())
+    assert folder.name == "aa"
+    assert isinstance(error, ModelRefused)
+    assert find_built(load_spec(root / "bb"), settings) is not None
+
+
+def test_removing_a_linked_folder_removes_the_link(
+    detector: Callable[..., Path], root: Path, tmp_path: Path, settings: Settings
+) -> None:
+    put(detector(), root, settings, name="mine")
+    (root / "mine").rename(tmp_path / "elsewhere")
+    (root / "mine").symlink_to(tmp_path / "elsewhere")
+    remove(root / "mine", settings)
+    assert [path.name for path in root.iterdir() if "mine" in path.name] == []
+    assert (tmp_path / "elsewhere" / "model.toml").is_file()
 
 
 def test_a_killed_swap_is_undone(detector: Callable[..., Path], root: Path, settings: Settings) -> None:
