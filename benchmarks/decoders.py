@@ -5,7 +5,8 @@
 MODEL is an .onnx, which is added to an empty repository as `vision-service models add` does, or a model.toml that stands in its
 folder. Our way is the engine, photo in to answer out. The other way is this file: letterbox by Pillow, decoding in numpy, greedy
 suppression in plain Python; what the file is, is told by the shapes that it answers. --coco is as in accuracy.py: annotations.json
-and the photos that it names. Both answer with confidence from 0.01, NMS at IoU 0.45 and at most 100 boxes a photo.
+and the photos that it names. Both answer with confidence from 0.01, NMS at IoU 0.45 and at most 100 boxes a photo. A file
+that is no detector of COCO's 80 classes is added too, and its role is said, or why it was refused.
 Exits with 1 where the two differ by more than 0.01 of mAP@0.5. Needs the extra `bench` (pycocotools).
 """
 
@@ -28,6 +29,8 @@ from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import track
 
+from service.errors import VisionError
+
 Array = NDArray[Any]
 Row = tuple[float, float, float, float, float, int]
 """x_min, y_min, x_max, y_max in the photo's pixels, score, class."""
@@ -35,6 +38,7 @@ Size = tuple[int, int]
 """Height and width of what the network sees."""
 CONFIDENCE, IOU, MOST = 0.01, 0.45, 100
 ALLOWED = 0.01
+CLASSES = 80
 SCREEN = Console(stderr=True)
 
 
@@ -47,8 +51,12 @@ def main() -> None:
     figures: dict[str, dict[str, float | str]] = {}
     print(f"{'model':<40}{'read as':<12}{'ours':>9}{'its own':>9}{'change':>9}   mAP@0.5, then mAP@0.5:0.95")
     for path in arguments.models:
-        with our_way(path) as answer:
-            ours = score(arguments.coco, answer)
+        try:
+            with our_way(path) as answer:
+                ours = score(arguments.coco, answer)
+        except (NotCoco, VisionError) as error:
+            print(f"{weights_of(path).name:<40.39}{error}")
+            continue
         own = Independent(weights_of(path))
         theirs = score(arguments.coco, own.answer)
         named = {f"{side} {name}": value for side, row in (("our", ours), ("own", theirs)) for name, value in row.items()}
@@ -58,6 +66,10 @@ def main() -> None:
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     sys.exit(any(abs(float(row["our mAP@0.5"]) - float(row["own mAP@0.5"])) > ALLOWED for row in figures.values()))
+
+
+class NotCoco(Exception):
+    """Nothing that photos of COCO could score."""
 
 
 def weights_of(path: Path) -> Path:
@@ -79,7 +91,11 @@ def our_way(path: Path) -> Iterator[Callable[[Path], list[Row]]]:
         names = () if path.suffix == ".onnx" else (path.absolute().parent.name,)
         settings = Settings(model_repository=(root,), models=names, precision="float", tune=False, reload_seconds=0)
         with Engine(settings) as engine:
-            name = _added(engine, path) if path.suffix == ".onnx" else names[0]
+            model = engine.load(_added(engine, path) if path.suffix == ".onnx" else names[0])
+            name = model.spec.name
+            if model.spec.task != "detect" or len(model.labels) != CLASSES:
+                of = f" of {', '.join(model.labels)}" if model.spec.task == "detect" else ""
+                raise NotCoco(f"{model.spec.task}{of}: loaded, not scored")
 
             def answer(photo: Path) -> list[Row]:
                 found = engine.detect(photo, model=name, confidence=CONFIDENCE, iou=IOU, max_detections=MOST).predictions
