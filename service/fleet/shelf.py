@@ -55,6 +55,11 @@ class Shelf:
         return [spec for name, spec in list(self._specs.items()) if name not in self._unloaded]
 
     @property
+    def known(self) -> list[ModelSpec]:
+        """Manifests of those that were unloaded too."""
+        return list(self._specs.values())
+
+    @property
     def loaded(self) -> list[LoadedModel]:
         return list(self._models.values())
 
@@ -101,7 +106,8 @@ class Shelf:
         if spec is None:
             away = [self._specs[other] for other in sorted(self._unloaded) if other in self._specs]
             if any(spec.task == task and name in {None, spec.name, *spec.aliases} for spec in away):
-                raise NotReady(f"the model {name or 'for ' + task!r} was unloaded; its operator can load it again")
+                who = f"the model {name!r}" if name else f"the model for {task}"
+                raise NotReady(f"{who} was unloaded; its operator can load it again")
             raise ModelUnknown(name or "(default)", [spec.name for spec in self.specs if spec.task == task])
         return spec
 
@@ -133,7 +139,10 @@ class Shelf:
     def load(self, name: str) -> LoadedModel:
         """Have a model loaded that was unloaded; nothing where it is. It counts as unloaded until it is ready. Raises as get()."""
         if name in self._unloaded and name in self._specs:
+            newest = self._failed.get(name)
             self.put(self._specs[name])
+            if newest is not None:
+                self._failed[name] = newest  # the version before it has come back
         return self.get(name)
 
     def unload(self, name: str) -> None:
@@ -172,12 +181,13 @@ class Shelf:
         give_back_memory()
 
     def leave_out(self, name: str, error: Exception) -> None:
-        """Say, once, why a model or its newest version is not there. One that runs goes on running."""
+        """Say, once, why a model or its newest version is not there. One that runs goes on running, one that was unloaded can be
+        loaded."""
         if self._failed.get(name) != str(error):
             logger.error("the model %s is left out: %s", name, error)
         with self._lock:
             self._failed[name] = str(error)
-            if name not in self._models:
+            if name not in self._models and name not in self._unloaded:
                 self._specs.pop(name, None)
                 self._choose()
 

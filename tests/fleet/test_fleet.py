@@ -239,3 +239,38 @@ def test_what_vision_models_leaves_out_stays_out_until_it_changes(fleet_of: Flee
         make_model("unwanted", 35)
         fleet.refresh()
         assert where(fleet, "unwanted") == 35
+
+
+def test_a_bad_new_version_of_an_unloaded_model_is_told_and_the_old_one_can_be_loaded(
+    fleet_of: FleetOf, make_model: MakeModel, repository: Path, box_file: Callable[[float], bytes]
+) -> None:
+    make_model("first", 20)
+    drop(repository / "dropped", box_file(24))
+    with closing(fleet_of("first", "dropped")) as fleet:
+        fleet.unload("dropped")
+        drop(repository / "dropped", b"not a model at all")
+        fleet.refresh()
+        assert fleet.state("dropped") == "unloaded"
+        with pytest.raises(NotReady, match="'dropped' was unloaded"):
+            fleet.spec("detect", "dropped")
+        fleet.unload("dropped")
+        fleet.load("dropped")
+        assert where(fleet, "dropped") == 24
+        assert "ONNX" in str(fleet.reason("dropped"))
+        drop(repository / "dropped", box_file(28))
+        fleet.refresh()
+        assert where(fleet, "dropped") == 28
+        assert fleet.reason("dropped") is None
+
+
+def test_a_folder_that_was_refused_is_forgotten_when_it_goes(fleet_of: FleetOf, make_model: MakeModel, repository: Path) -> None:
+    make_model("first", 20)
+    with closing(fleet_of("first")) as fleet:
+        drop(repository / "junk", b"not a model at all")
+        fleet.refresh()
+        assert fleet.state("junk") == "failed"
+        (repository / "junk" / "best.onnx").unlink()
+        (repository / "junk").rmdir()
+        fleet.refresh()
+        assert "junk" not in fleet.names()
+        assert fleet.reason("junk") is None
