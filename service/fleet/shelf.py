@@ -138,11 +138,9 @@ class Shelf:
 
     def load(self, name: str) -> LoadedModel:
         """Have a model loaded that was unloaded; nothing where it is. It counts as unloaded until it is ready. Raises as get()."""
-        if name in self._unloaded and name in self._specs:
-            newest = self._failed.get(name)
-            self.put(self._specs[name])
-            if newest is not None:
-                self._failed[name] = newest  # the version before it has come back
+        spec = self._specs.get(name)
+        if name in self._unloaded and spec is not None:
+            self.put(spec, again=True)
         return self.get(name)
 
     def unload(self, name: str) -> None:
@@ -155,8 +153,12 @@ class Shelf:
             self._choose()
         give_back_memory()
 
-    def put(self, spec: ModelSpec) -> None:
-        """Load `spec` and let it have its name's place. Raises what loading raises; then everything is as it was."""
+    def put(self, spec: ModelSpec, *, again: bool = False) -> None:
+        """Load `spec` and let it have its name's place. Raises what loading raises; then everything is as it was.
+
+        again: it had the place before, and gets it only where no other version came, and nobody removed it, in the meantime. What
+        is wrong with a newer version stays said.
+        """
         check(spec)
         model = self._open(spec)
         model.warm_up()
@@ -164,8 +166,12 @@ class Shelf:
             if self._closed:
                 model.close()
                 raise NotReady("the engine is closed")
+            if again and self._specs.get(spec.name) is not spec:
+                model.close()
+                return
             self._models[spec.name], self._specs[spec.name] = model, spec
-            self._failed.pop(spec.name, None)
+            if not again:
+                self._failed.pop(spec.name, None)
             self._unloaded.discard(spec.name)
             self._choose()
         give_back_memory()

@@ -14,7 +14,9 @@ import pytest
 from service.errors import ModelFixed, ModelUnknown, NotReady, SetupError
 from service.fleet import Fleet
 from service.fleet.folders import Watcher, look, signature
+from service.loaded import LoadedModel
 from service.repository.progress import Silent
+from service.repository.spec import ModelSpec
 from service.settings import Settings
 from service.tasks.detect import DetectOptions, detect
 from service.tasks.task import Timing
@@ -274,3 +276,36 @@ def test_a_folder_that_was_refused_is_forgotten_when_it_goes(fleet_of: FleetOf, 
         fleet.refresh()
         assert "junk" not in fleet.names()
         assert fleet.reason("junk") is None
+
+
+class Interrupted(Fleet):
+    """Does `meanwhile`, once, while it loads a model."""
+
+    meanwhile: Callable[[], object] | None = None
+
+    def _open(self, spec: ModelSpec) -> LoadedModel:
+        model, meanwhile, self.meanwhile = super()._open(spec), self.meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+        return model
+
+
+def test_what_is_removed_or_replaced_while_it_is_loaded_again_does_not_come_back(settings: Settings, make_model: MakeModel) -> None:
+    make_model("first", 20)
+    make_model("mine", 24)
+    with closing(Interrupted(settings.model_copy(update={"models": ("first", "mine")}), Silent())) as fleet:
+        fleet.start()
+
+        def replace() -> None:
+            make_model("mine", 28)
+            fleet.refresh()
+
+        fleet.unload("mine")
+        fleet.meanwhile = replace
+        fleet.load("mine")
+        assert where(fleet, "mine") == 28
+        fleet.unload("mine")
+        fleet.meanwhile = lambda: fleet.remove("mine")
+        with pytest.raises(ModelUnknown):
+            fleet.load("mine")
+        assert "mine" not in fleet.names()
