@@ -159,7 +159,7 @@ class Engine:
     ) -> StylizeAnswer:
         """The photo painted in a style by name, a blend of built-in ones, or the style of any picture."""
         options = merged(StylizeOptions, options, given)
-        model = self.load(pick_painter(self.fleet.specs, options, style_image is not None).name)
+        model = self._painter(options, style_image is not None)
         photo = self.decode(image)
         style = None if style_image is None else self.decode(style_image)
         timing = photo.timing.again(*(() if style is None else (style.timing,)))
@@ -167,6 +167,14 @@ class Engine:
         painted = stylize(photo.pixels, options, None if style is None else style.pixels, model, timing, side)
         info = ImageInfo(width=painted.shape[1], height=painted.shape[0])
         return StylizeAnswer(painted, model.info, info, timing.report(), options)
+
+    def _painter(self, options: StylizeOptions, has_style_image: bool) -> LoadedModel:
+        """Raises what pick_painter raises, and NotReady where only one that was unloaded would do."""
+        try:
+            spec = pick_painter(self.fleet.specs, options, has_style_image)
+        except (ModelUnknown, StyleUnknown):
+            spec = pick_painter(self.fleet.known, options, has_style_image)
+        return self.load(spec.name)
 
     def enroll(
         self,

@@ -149,9 +149,9 @@ class Fleet(Shelf):
         with self._changing:
             refused = self._adopt_dropped()
             found = self._folders()
-            for name in [name for name in self._seen if name not in found]:
+            for name in [name for name in {*self._seen, *self._failed} - refused if name not in found]:
                 logger.info("the model %s is gone from its folder", name)
-                del self._seen[name]
+                self._seen.pop(name, None)
                 self.drop(name)
             for name, folder in found.items():
                 if name in refused:  # its manifest is that of the file before

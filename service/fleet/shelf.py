@@ -55,6 +55,11 @@ class Shelf:
         return [spec for name, spec in list(self._specs.items()) if name not in self._unloaded]
 
     @property
+    def known(self) -> list[ModelSpec]:
+        """Manifests of those that were unloaded too."""
+        return list(self._specs.values())
+
+    @property
     def loaded(self) -> list[LoadedModel]:
         return list(self._models.values())
 
@@ -101,7 +106,8 @@ class Shelf:
         if spec is None:
             away = [self._specs[other] for other in sorted(self._unloaded) if other in self._specs]
             if any(spec.task == task and name in {None, spec.name, *spec.aliases} for spec in away):
-                raise NotReady(f"the model {name or 'for ' + task!r} was unloaded; its operator can load it again")
+                who = f"the model {name!r}" if name else f"the model for {task}"
+                raise NotReady(f"{who} was unloaded; its operator can load it again")
             raise ModelUnknown(name or "(default)", [spec.name for spec in self.specs if spec.task == task])
         return spec
 
@@ -132,8 +138,9 @@ class Shelf:
 
     def load(self, name: str) -> LoadedModel:
         """Have a model loaded that was unloaded; nothing where it is. It counts as unloaded until it is ready. Raises as get()."""
-        if name in self._unloaded and name in self._specs:
-            self.put(self._specs[name])
+        spec = self._specs.get(name)
+        if name in self._unloaded and spec is not None:
+            self.put(spec, again=True)
         return self.get(name)
 
     def unload(self, name: str) -> None:
@@ -146,8 +153,12 @@ class Shelf:
             self._choose()
         give_back_memory()
 
-    def put(self, spec: ModelSpec) -> None:
-        """Load `spec` and let it have its name's place. Raises what loading raises; then everything is as it was."""
+    def put(self, spec: ModelSpec, *, again: bool = False) -> None:
+        """Load `spec` and let it have its name's place. Raises what loading raises; then everything is as it was.
+
+        again: it had the place before, and gets it only where no other version came, and nobody removed it, in the meantime. What
+        is wrong with a newer version stays said.
+        """
         check(spec)
         model = self._open(spec)
         model.warm_up()
@@ -155,8 +166,12 @@ class Shelf:
             if self._closed:
                 model.close()
                 raise NotReady("the engine is closed")
+            if again and self._specs.get(spec.name) is not spec:
+                model.close()
+                return
             self._models[spec.name], self._specs[spec.name] = model, spec
-            self._failed.pop(spec.name, None)
+            if not again:
+                self._failed.pop(spec.name, None)
             self._unloaded.discard(spec.name)
             self._choose()
         give_back_memory()
@@ -172,12 +187,13 @@ class Shelf:
         give_back_memory()
 
     def leave_out(self, name: str, error: Exception) -> None:
-        """Say, once, why a model or its newest version is not there. One that runs goes on running."""
+        """Say, once, why a model or its newest version is not there. One that runs goes on running, one that was unloaded can be
+        loaded."""
         if self._failed.get(name) != str(error):
             logger.error("the model %s is left out: %s", name, error)
         with self._lock:
             self._failed[name] = str(error)
-            if name not in self._models:
+            if name not in self._models and name not in self._unloaded:
                 self._specs.pop(name, None)
                 self._choose()
 

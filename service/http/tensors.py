@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, StrictBool, StrictInt, ValidationError
+from pydantic import BaseModel, Field, StrictBool, StrictInt, ValidationError, model_validator
 from pydantic_core import from_json, to_json
 
 from service.errors import InputError, MalformedBody
@@ -46,7 +46,16 @@ MAX_BATCH = 64
 Side = Annotated[StrictInt, Field(ge=1, le=2**31)]
 
 
-class _Parameters(BaseModel):
+class _Sent(BaseModel):
+    """A part of a request. Some clients write null for what they leave out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, sent: Any) -> Any:
+        return {name: value for name, value in sent.items() if value is not None} if isinstance(sent, dict) else sent
+
+
+class _Parameters(_Sent):
     """Those that have a meaning here; others are passed over, as the protocol has it."""
 
     binary_data_size: Annotated[StrictInt, Field(ge=0)] | None = None
@@ -60,7 +69,7 @@ class _Parameters(BaseModel):
 NO_PARAMETERS = _Parameters.model_validate({})
 
 
-class AskedInput(BaseModel):
+class AskedInput(_Sent):
     name: str
     shape: list[Side] = Field(max_length=16)
     datatype: str
@@ -68,12 +77,12 @@ class AskedInput(BaseModel):
     data: Any = None
 
 
-class AskedOutput(BaseModel):
+class AskedOutput(_Sent):
     name: str
     parameters: _Parameters = NO_PARAMETERS
 
 
-class InferRequest(BaseModel):
+class InferRequest(_Sent):
     """The JSON of an inference request."""
 
     id: str = ""

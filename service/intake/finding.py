@@ -83,7 +83,7 @@ def look(path: Path, told: Told, settings: Settings, notes: Notes) -> Finding:
     return Finding(
         name_of(path, told), role.task, _family(role), role.recipe, contract, wanted, labels,
         nms=contract.needs_nms if contract else True, max_batch=MAX_BATCH, precision=file.precision, licence=licence,
-        summary=told.summary or _summary(role, file), alignment=alignment, face_scale=face_scale, file=file,
+        summary=told.summary or _summary(name_of(path, told), role, file), alignment=alignment, face_scale=face_scale, file=file,
     )  # fmt: skip
 
 
@@ -193,7 +193,8 @@ def _family(role: Role) -> str:
     return {"picture": "one-style", "picture-and-style": "two-pictures"}.get(str(role.decoder), "adopted")
 
 
-def _summary(role: Role, file: OnnxFile) -> str:
+def _summary(name: str, role: Role, file: OnnxFile) -> str:
+    """One line for the card. In its own folder a file tells nothing by its name."""
     kinds = {
         "detect": f"a detector of {role.classes} class{'es' * (role.classes != 1)}",
         "classify": f"a classifier of {role.classes} classes",
@@ -202,4 +203,5 @@ def _summary(role: Role, file: OnnxFile) -> str:
         "stylize": "a style network",
         "detect-faces": "a detector of faces with landmarks",
     }
-    return f"{file.path.stem}: {kinds[role.task]}, added from {file.path.name}"
+    origin = "" if file.path.name == "model.onnx" else f", added from {file.path.name}"
+    return f"{name}: {kinds[role.task]}{origin}"

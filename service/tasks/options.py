@@ -66,6 +66,8 @@ def explain(kind: type[Strict], error: ValidationError) -> OptionInvalid:
     name = str(first["loc"][0])
     if name not in kind.model_fields:
         return OptionInvalid(name, f"there is no option {name!r:.80} here; the options are: {', '.join(kind.model_fields)}")
+    if first["type"] == "missing":
+        return OptionInvalid(name, f"{name} is missing; it is needed here")
     accepted = range_of(properties(kind)[name])
     if accepted and first["type"] != "value_error":
         message = f"give {accepted}"

@@ -213,6 +213,7 @@ def prepare(
             seen.append(_look(name, photo, options, limits, models, timing))
         except InputError as error:
             error.photo = name
+            error.__traceback__ = error.__context__ = None  # whose frames would keep the pixels of every photo refused
             refused.append(error)
     embeddings = _embed([one.crop for one in seen], embedder, timing)
     ready = [Prepared(one.photo, one.face.box, one.quality, row) for one, row in zip(seen, embeddings, strict=True)]

@@ -14,7 +14,9 @@ import pytest
 from service.errors import ModelFixed, ModelUnknown, NotReady, SetupError
 from service.fleet import Fleet
 from service.fleet.folders import Watcher, look, signature
+from service.loaded import LoadedModel
 from service.repository.progress import Silent
+from service.repository.spec import ModelSpec
 from service.settings import Settings
 from service.tasks.detect import DetectOptions, detect
 from service.tasks.task import Timing
@@ -239,3 +241,71 @@ def test_what_vision_models_leaves_out_stays_out_until_it_changes(fleet_of: Flee
         make_model("unwanted", 35)
         fleet.refresh()
         assert where(fleet, "unwanted") == 35
+
+
+def test_a_bad_new_version_of_an_unloaded_model_is_told_and_the_old_one_can_be_loaded(
+    fleet_of: FleetOf, make_model: MakeModel, repository: Path, box_file: Callable[[float], bytes]
+) -> None:
+    make_model("first", 20)
+    drop(repository / "dropped", box_file(24))
+    with closing(fleet_of("first", "dropped")) as fleet:
+        fleet.unload("dropped")
+        drop(repository / "dropped", b"not a model at all")
+        fleet.refresh()
+        assert fleet.state("dropped") == "unloaded"
+        with pytest.raises(NotReady, match="'dropped' was unloaded"):
+            fleet.spec("detect", "dropped")
+        fleet.unload("dropped")
+        fleet.load("dropped")
+        assert where(fleet, "dropped") == 24
+        assert "ONNX" in str(fleet.reason("dropped"))
+        drop(repository / "dropped", box_file(28))
+        fleet.refresh()
+        assert where(fleet, "dropped") == 28
+        assert fleet.reason("dropped") is None
+
+
+def test_a_folder_that_was_refused_is_forgotten_when_it_goes(fleet_of: FleetOf, make_model: MakeModel, repository: Path) -> None:
+    make_model("first", 20)
+    with closing(fleet_of("first")) as fleet:
+        drop(repository / "junk", b"not a model at all")
+        fleet.refresh()
+        assert fleet.state("junk") == "failed"
+        (repository / "junk" / "best.onnx").unlink()
+        (repository / "junk").rmdir()
+        fleet.refresh()
+        assert "junk" not in fleet.names()
+        assert fleet.reason("junk") is None
+
+
+class Interrupted(Fleet):
+    """Does `meanwhile`, once, while it loads a model."""
+
+    meanwhile: Callable[[], object] | None = None
+
+    def _open(self, spec: ModelSpec) -> LoadedModel:
+        model, meanwhile, self.meanwhile = super()._open(spec), self.meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+        return model
+
+
+def test_what_is_removed_or_replaced_while_it_is_loaded_again_does_not_come_back(settings: Settings, make_model: MakeModel) -> None:
+    make_model("first", 20)
+    make_model("mine", 24)
+    with closing(Interrupted(settings.model_copy(update={"models": ("first", "mine")}), Silent())) as fleet:
+        fleet.start()
+
+        def replace() -> None:
+            make_model("mine", 28)
+            fleet.refresh()
+
+        fleet.unload("mine")
+        fleet.meanwhile = replace
+        fleet.load("mine")
+        assert where(fleet, "mine") == 28
+        fleet.unload("mine")
+        fleet.meanwhile = lambda: fleet.remove("mine")
+        with pytest.raises(ModelUnknown):
+            fleet.load("mine")
+        assert "mine" not in fleet.names()

@@ -6,7 +6,10 @@ import gc
 import io
 import json
 import logging
+import os
 import re
+import shutil
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -501,6 +504,11 @@ def test_requests_that_are_wrong_are_told_so(
     assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
 
 
+def test_what_is_missing_is_told_in_a_sentence(make_engine: Any, open_client: Any, jpeg: bytes) -> None:
+    answer = open_client(make_engine()).post(f"{API}/faces?det_prob_threshold=0.8", files={"file": jpeg})
+    assert answer.json() == {"message": "subject is missing; it is needed here", "code": 26}
+
+
 def test_nothing_is_answered_before_the_models_are_ready(make_engine: Any, open_client: Any, jpeg: bytes) -> None:
     fake = make_engine()
     client = open_client(fake)
@@ -569,12 +577,30 @@ def test_the_snippet_of_the_documentation_runs(url: str, tmp_path: Path, face: b
     assert len(detected["result"][0]["landmarks"]) == 5
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_documented_curl_lines_work_as_printed_one_after_another(url: str, tmp_path: Path, face: bytes, two: bytes) -> None:
+    (tmp_path / "ada.jpg").write_bytes(face)
+    (tmp_path / "group.jpg").write_bytes(two)
+    assert len(face) > 2**17, "more than an argument may have"
+    lines = DOCUMENTATION.read_text(encoding="utf-8").partition("```sh\n")[2].partition("```")[0]
+    told = 'curl() { command curl -sS -w "%{stderr}%{http_code}\\n" "$@"; }\n' + lines.replace("http://localhost:8000", url)
+    ran = subprocess.run(
+        ["sh", "-ec", told], cwd=tmp_path, env=os.environ | {"KEY": DESK}, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert set(ran.stderr.split()) == {"200", "201"}, ran.stdout
+    assert len(ran.stderr.split()) == lines.count("curl ")
+
+
 def test_the_documentation_names_each_route_and_each_code(make_engine: Any) -> None:
     page = DOCUMENTATION.read_text(encoding="utf-8")
     paths = create_app(make_engine()).app.openapi()["paths"]
     routes = {(method.upper(), path) for path, item in paths.items() if path.startswith("/api/v1/") for method in item}
     told = set(re.findall(r"^\| `(\w+) (/api/v1/[^`?]+)", page, re.MULTILINE))
     assert told == {(method, path) for method, path in routes if not path.endswith("/")}
-    assert len(re.findall(r"^curl ", page, re.MULTILINE)) == len(told) + 1
+    lines = re.findall(r"^curl .*|\| curl .*", page, re.MULTILINE)
+    shown = {re.sub(r"\?.*", "", re.sub(r"\$ID", "{image_id}", line.partition("$A")[2].rstrip('"'))) for line in lines}
+    shown = {re.sub(r"(?<=/subjects/).*", "{subject}", path) for path in shown}
+    assert shown == {path.removeprefix("/api/v1") for _, path in told}
     for status, code in CODES.values():
         assert re.search(rf"^\| {status}[^|]* \| (\d+, )?{code}\b", page, re.MULTILINE), (status, code)

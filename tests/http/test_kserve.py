@@ -23,7 +23,7 @@ from tritonclient.utils import InferenceServerException
 
 from service import __version__
 from service.engine import Engine
-from service.errors import FetchFailed, InferenceFailed, InputError, QueueFull
+from service.errors import FetchFailed, InferenceFailed, InputError, NotReady, QueueFull
 from service.fleet import Fleet
 from service.http.app import create_app
 from service.http.kserve import check_sizes
@@ -257,6 +257,15 @@ def test_a_model_is_unloaded_and_loaded_again(real: tuple[Engine, int], client: 
     for change in (client.load_model, client.unload_model):
         with pytest.raises(InferenceServerException, match=r"\[404\] there is no model 'nope'"):
             change("nope")
+
+
+def test_a_painting_by_an_unloaded_model_waits_for_it(real: tuple[Engine, int], client: triton.InferenceServerClient) -> None:
+    client.unload_model("multistyle26")
+    try:
+        with pytest.raises(NotReady, match="'multistyle26' was unloaded"):
+            real[0].stylize(np.zeros((64, 64, 3), np.uint8), style="ink-wash")
+    finally:
+        client.load_model("multistyle26")
 
 
 def test_the_others_are_served_while_a_model_is_loaded(real: tuple[Engine, int], client: triton.InferenceServerClient) -> None:

@@ -85,6 +85,7 @@ def test_a_model_comes_changes_and_goes(client: TestClient, engine: Engine, red:
     assert add(client, network(2, 1, 0)).json()["code"] == "model_exists"
     assert add(client, network(2, 1, 0), replace="true").status_code == 201
     assert best(client, red) == "blue"
+    assert client.patch("/models/colours", json={"scale": 1}).json()["summary"] == "colours: a classifier of 3 classes"
     changed = client.patch("/models/colours", json={"labels": "ruby,leaf,sky", "summary": "colours of things"})
     assert (changed.status_code, changed.json()["summary"]) == (200, "colours of things")
     assert best(client, red) == "sky"

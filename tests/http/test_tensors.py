@@ -243,3 +243,13 @@ def test_json_is_not_made_to_say_what_it_cannot(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(tensors, "MAX_NUMBERS", 1)
     with pytest.raises(InputError, match="too many for JSON"):
         write_answer({}, [Wanted("y", False, 0)], {"y": np.zeros(2, np.float32)}, ())
+
+
+def test_null_is_as_good_as_nothing() -> None:
+    nothing = {"id": None, "parameters": None, "outputs": None}
+    header, _ = body(pixels(parameters={"binary_data_size": None}), **nothing)
+    request, behind = read_request(header, None)
+    assert read_feeds(request, behind, (PIXELS,))["pixels"].tolist() == [[[[1, 2, 3], [4, 5, 6]]]]
+    assert (request.id, request.outputs) == ("", [])
+    with pytest.raises(InputError, match="inputs: Field required"):
+        read_request(b'{"inputs": null}', None)

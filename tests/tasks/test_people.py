@@ -1,6 +1,7 @@
 """Enrolling and identifying on fake models and a fake gallery: what is refused, what is kept, what is said of it."""
 
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -153,6 +154,27 @@ def test_one_bad_photo_of_several_enrolls_none_and_each_bad_one_is_named() -> No
     assert codes == [("image[2]", "no_face"), ("image[3]", "image_damaged"), ("image[4]", "face_too_small")]
     assert caught.value.refused[2]["measured"] == 20
     assert "measured" not in caught.value.refused[0]
+
+
+def test_photos_that_were_refused_are_not_kept_while_others_are_looked_at() -> None:
+    seen, alive = list[weakref.ref[Pixels]](), list[int]()
+
+    class Decoding(Mapping[str, Pixels]):
+        def __getitem__(self, name: str) -> Pixels:
+            alive.append(sum(one() is not None for one in seen))
+            pixels = photo(NOBODY)
+            seen.append(weakref.ref(pixels))
+            return pixels
+
+        def __iter__(self) -> Iterator[str]:
+            return iter(["image[1]", "image[2]", "image[3]", "image[4]"])
+
+        def __len__(self) -> int:
+            return 4
+
+    with pytest.raises(EnrollmentRefused):
+        add(Decoding(), Shelf())
+    assert max(alive) == 1, "the one before, of four"
 
 
 def test_partial_enrolls_the_rest_and_still_names_the_bad_ones() -> None:
