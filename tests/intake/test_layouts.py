@@ -293,6 +293,7 @@ REFUSED: dict[str, tuple[Callable[[Any], dict[str, Any]], dict[str, Any], str]] 
     "larger picture": (lambda t: {"o": t.noise(1, 3, 256, 256)}, {}, "keep the size"),
     "undecoded anchors": (lambda t: {"o": t.noise(1, 252, 9)}, {}, "not decoded"),
     "nothing known": (lambda t: {"o": t.noise(1, 7, 9, 2, 2, 2)}, {}, "cannot be read"),
+    "countless classes": (lambda t: {"o": t.noise(1, 100_001)}, {}, "100001 classes"),
     "tensorflow": (lambda t: {"detection_boxes": t.noise(1, 9, 4), "b": t.noise(1, 9), "c": t.noise(1, 9)}, {}, "TensorFlow"),
 }
 
