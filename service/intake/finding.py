@@ -173,6 +173,7 @@ def _contract(seen: Seen, role: Role, arithmetic: Arithmetic, wanted: InputContr
             "mean": arithmetic.mean,
             "std": arithmetic.std,
             "size": wanted.size,
+            "style_size": next((one.size for one in door.styles if not one.free and one.size != wanted.size), None),
             "outputs": role.outputs,
             "classes": role.classes,
             "first_class": role.first_class,

@@ -226,6 +226,13 @@ CASES: dict[str, Case] = {
         task="face-liveness",
         told={"task": "face-liveness", "preprocess": "raw", "color": "BGR", "face_scale": "2.7"},
     ),
+    "photo and style of two sizes": Case(
+        lambda t: {"o": t.noise(1, 3, 64, 64, low=0, high=255)},
+        {"decoder": "picture-and-style", "size": (64, 64), "style_size": (48, 40)},
+        more={"more_inputs": {"style": ("float32", (1, 3, 48, 40))}},
+        told={"range": "bytes"},
+        task="stylize",
+    ),
     "style": Case(
         lambda t: {"o": t.noise(1, 3, 64, 64, low=0, high=255)},
         {"decoder": "picture", "picture_range": "byte"},
