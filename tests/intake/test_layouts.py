@@ -255,6 +255,19 @@ def test_layouts(name: str, graph: Callable[..., Path], tables: Any, settings: S
     assert len(finding.labels) == (found.classes if case.task in {"detect", "classify"} else 0)
 
 
+def test_which_of_two_pictures_is_the_style(graph: Callable[..., Path], tables: Any, settings: Settings) -> None:
+    for other, told, photo, assumed in (
+        ("style", {}, "images", False),
+        ("second", {}, "images", True),
+        ("second", {"input": "second"}, "second", False),
+    ):
+        path = graph({"o": tables.noise(1, 3, 64, 64, low=0, high=255)}, more_inputs={other: ("float32", (1, 3, 64, 64))})
+        finding = inspect(path, read_told({"range": "bytes", **told}), settings)
+        assert finding.contract is not None
+        assert (finding.contract.decoder, finding.contract.input) == ("picture-and-style", photo)
+        assert any("the other the style's" in one for one in finding.assumptions) == assumed
+
+
 def unclear(graph: Path, settings: Settings, **told: Any) -> ModelUnclear:
     with pytest.raises(ModelUnclear) as caught:
         inspect(graph, read_told(told), settings)
