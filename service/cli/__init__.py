@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from service import __version__
 from service.cli import calibrate, doctor, faces, manage, pictures, serve
 from service.errors import VisionError
+from service.intake.words import printable
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except (VisionError, OSError) as error:
-        print(f"vision-service: {error}", file=sys.stderr)
+        lines = map(printable, str(error).split("\n"))
+        print("vision-service: " + "\n".join(lines), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

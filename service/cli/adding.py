@@ -9,7 +9,7 @@ from typing import Any
 
 from service.cli.verbs import Verbs
 from service.errors import ModelUnclear, ModelUnknown, OptionInvalid, VisionError
-from service.intake.told import Told, read_told
+from service.intake.told import Told, read_labels, read_told
 from service.repository.progress import terminal_progress
 from service.repository.public import is_public, remove_pulled
 from service.repository.store import added_models, manifests
@@ -42,7 +42,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     for name, field in Told.model_fields.items():
         text = (field.description or "").replace("%", "%%")
         if name == "labels":
-            text = "a file with one class a line, or coco, imagenet, voc, numbers"
+            text = "a file with one class a line, names separated by commas, or coco, imagenet, voc, numbers"
         parser.add_argument(f"--{name.replace('_', '-')}", dest=name, metavar=name.upper(), help=text)
 
 
@@ -50,15 +50,23 @@ def read_options(arguments: argparse.Namespace) -> Told:
     """What is told on the command line. Raises OptionInvalid naming the flag."""
     given = {name: getattr(arguments, name) for name in Told.model_fields}
     labels = given["labels"]
-    if labels and labels not in SETS:
+    if labels and labels not in SETS and ("," not in labels or _is_file(labels)):
         try:
-            given["labels"] = Path(labels).read_text(encoding="utf-8").strip("\n") + "\n"
-        except (OSError, UnicodeDecodeError) as error:
-            raise OptionInvalid("labels", f"--labels {labels}: {error}; give a text file, or one of {', '.join(SETS)}") from None
+            given["labels"] = read_labels(Path(labels))
+        except OptionInvalid as error:
+            ways = f"give a text file, names separated by commas, or one of {', '.join(SETS)}"
+            raise OptionInvalid("labels", f"--labels {labels:.80}: {error}; {ways}") from None
     try:
         return read_told(given)
     except OptionInvalid as error:
         raise OptionInvalid(error.option, f"--{str(error).replace('_', '-', error.option.count('_'))}") from None
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # no name that a file could have: a long list
+        return False
 
 
 def add(arguments: argparse.Namespace) -> int:

@@ -77,6 +77,9 @@ class Contract(BaseModel):
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     size: tuple[int, int] | None = Field(None, description="height and width that the graph is to have; none: it stays free")
+    style_size: tuple[int, int] | None = Field(
+        None, description="picture-and-style: height and width of the style, where they are not those of the picture"
+    )
     outputs: tuple[str, ...] = Field(
         (), description="the outputs that the decoder reads, in its order; none: all, in the graph's order"
     )

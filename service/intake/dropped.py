@@ -11,7 +11,7 @@ from pathlib import Path
 from service.errors import ModelFixed, ModelRefused, VisionError
 from service.intake.manifest import told_of
 from service.intake.place import GONE, OLD, STAGING, lock_of, settle
-from service.intake.told import NAME, NOTHING, Told
+from service.intake.told import LABELS, NAME, NOTHING, Told, read_labels, read_told
 from service.repository.build import RunGraph
 from service.repository.files import digest_of
 from service.repository.progress import Progress
@@ -47,7 +47,7 @@ def adopt_dropped(settings: Settings, *, run_graph: RunGraph, progress: Progress
 
 
 def _to_settle(folder: Path) -> tuple[Path, Told] | None:
-    """The file to be written down and what is told of it; None where nothing is to be done. Raises ModelRefused."""
+    """The file to be written down and what is told of it; None where nothing is to be done. Raises ModelRefused, OptionInvalid."""
     if not (folder / MANIFEST).is_file():
         file = _only_file(folder)
         if file is None:
@@ -56,7 +56,8 @@ def _to_settle(folder: Path) -> tuple[Path, Told] | None:
             raise ModelRefused(
                 f"the folder {folder.name!r} cannot be a model's name: small letters, digits, dots, dashes; rename it"
             )
-        return file, NOTHING
+        labels = folder / LABELS
+        return file, read_told({"labels": read_labels(labels)}) if labels.is_file() else NOTHING
     spec = load_spec(folder)
     if spec.is_published or not _has_changed(spec):
         return None

@@ -44,7 +44,7 @@ def find(file: OnnxFile, told: Told, meta: Metadata, notes: Notes) -> Entrance:
         named = [port for port in file.inputs if port.name == told.input]
         if not named:
             raise ModelRefused(f"there is no input {told.input!r}; the inputs are: {ports_text(file.inputs)}")
-        pictures = named
+        pictures = [*named, *(port for port in pictures if len(pictures) == 2 and _paints(file) and port not in named)]
     if not pictures:
         raise ModelRefused(
             f"none of its inputs takes a picture, [n, c, height, width] or [n, height, width, c] with 1 or 3 channels c; "
@@ -55,14 +55,16 @@ def find(file: OnnxFile, told: Told, meta: Metadata, notes: Notes) -> Entrance:
             f"it has {len(pictures)} picture inputs, and only a style network may have two, of photo and style: "
             f"{ports_text(pictures)}"
         )
-    main = _ordered(pictures)
+    main = pictures if told.input is not None else _ordered(pictures, notes)
     others = tuple(port for port in file.inputs if port not in pictures)
     styles = tuple(_entrance(port, (), (), file, told, meta, notes) for port in main[1:])
     return _entrance(main[0], styles, others, file, told, meta, notes)
 
 
-def _ordered(pictures: list[Port]) -> list[Port]:
+def _ordered(pictures: list[Port], notes: Notes) -> list[Port]:
     """The photo before the style, by their names where these tell."""
+    if len(pictures) == 2 and len({"style" in port.name.lower() for port in pictures}) == 1:
+        notes.assume(f"the first of two picture inputs is the photo's, {pictures[0].name}, the other the style's", "input")
     return sorted(pictures, key=lambda port: "style" in port.name.lower())
 
 

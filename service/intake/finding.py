@@ -7,7 +7,7 @@ from pathlib import Path
 from service.errors import ModelRefused
 from service.export.contract import Contract
 from service.intake import entrance as entrances
-from service.intake.names import labels_of
+from service.intake.names import MOST, labels_of
 from service.intake.preparing import Arithmetic, prepare
 from service.intake.read import OnnxFile, read
 from service.intake.roles import find_role
@@ -74,6 +74,8 @@ def look(path: Path, told: Told, settings: Settings, notes: Notes) -> Finding:
     runs = trial(path, entrances.trial_feeds(door), settings, file.size)
     seen = Seen(file, door, meta, told, notes, runs)
     role = find_role(seen)
+    if role.classes > MOST:
+        raise seen.refuse(f"it answers {role.classes} classes; at most {MOST} are possible")
     arithmetic, wanted = prepare(seen, role)
     alignment, face_scale = _faces(seen, role)
     notes.settle()
@@ -171,6 +173,7 @@ def _contract(seen: Seen, role: Role, arithmetic: Arithmetic, wanted: InputContr
             "mean": arithmetic.mean,
             "std": arithmetic.std,
             "size": wanted.size,
+            "style_size": next((one.size for one in door.styles if not one.free and one.size != wanted.size), None),
             "outputs": role.outputs,
             "classes": role.classes,
             "first_class": role.first_class,

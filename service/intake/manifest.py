@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from service.intake.finding import Finding
-from service.intake.told import Told
+from service.intake.told import LABELS, Told
 from service.repository.files import digest_of, write_whole
 from service.repository.spec import MANIFEST, ModelSpec, load_spec
 
-LABELS = "labels.txt"
 Document = Mapping[str, Any]
 
 

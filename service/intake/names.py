@@ -5,6 +5,7 @@ from functools import cache
 from service.errors import ModelRefused, OptionInvalid
 from service.intake.seen import Role, Seen
 from service.intake.told import Told
+from service.intake.words import printable
 from service.repository.store import own_manifests
 
 VOC = (
@@ -44,7 +45,7 @@ def labels_told(told: Told, count: int | None = None) -> tuple[str, ...]:
     if text in SETS:
         return data_set(text, count)
     parts = text.splitlines() if "\n" in text else text.split(",")
-    names = tuple(" ".join(part.split()) for part in parts)
+    names = tuple(printable(" ".join(part.split())) for part in parts)
     empty = next((number for number, name in enumerate(names, 1) if not name), None)
     if empty is not None:
         raise OptionInvalid("labels", f"labels: number {empty} is empty; each line is the name of one class")

@@ -10,8 +10,8 @@ from pathlib import Path
 from service.errors import ExportFailed, ModelExists, ModelFixed, ModelRefused, ModelUnknown
 from service.intake.finding import Finding, name_of
 from service.intake.inspecting import inspect
-from service.intake.manifest import LABELS, told_of, write
-from service.intake.told import Told
+from service.intake.manifest import told_of, write
+from service.intake.told import LABELS, Told
 from service.repository.build import RunGraph
 from service.repository.files import locked, put_in_place, write_whole
 from service.repository.progress import Progress, Silent

@@ -15,7 +15,7 @@ from service.repository.spec import Precision
 from service.settings import Settings
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+    from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 HOUSE_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "ai.onnx.preview", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
 """Operator sets that onnxruntime carries itself; whether it knows a single operator, the trial run shows."""
@@ -117,7 +117,7 @@ def _refuse_training(path: Path, model: "ModelProto") -> None:
         raise ModelRefused(f"{path.name} is a graph for training; export the network for inference")
 
 
-def _nodes(graph: "GraphProto", depth: int = 0) -> Iterator["NodeProto"]:
+def _nodes(graph: "GraphProto | FunctionProto", depth: int = 0) -> Iterator["NodeProto"]:
     """Every node, those of graphs inside attributes too."""
     if depth > MAX_DEPTH:
         raise ModelRefused(f"graphs lie in graphs more than {MAX_DEPTH} deep")
@@ -190,10 +190,12 @@ def _lies_in(folder: Path, location: str) -> bool:
 
 def _tensors(model: "ModelProto", nodes: list["NodeProto"]) -> Iterator["TensorProto"]:
     yield from _initializers(model.graph)
-    functions = [node for function in model.functions for node in function.node]
+    functions = [node for function in model.functions for node in _nodes(function)]
     for node in (*nodes, *functions):
         for attribute in node.attribute:
             yield from (*attribute.tensors, *([attribute.t] if attribute.HasField("t") else []))
+            for sparse in (*attribute.sparse_tensors, *([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else [])):
+                yield from (sparse.values, sparse.indices)
             for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
                 yield from _initializers(inner)
 

@@ -2,17 +2,25 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from service.errors import OptionInvalid
 from service.export.contract import Decoder
+from service.intake.words import printable
 from service.repository.spec import Task
 
 NAME = r"^[a-z0-9][a-z0-9._-]*$"
 Preprocess = Literal["torchvision", "tensorflow", "caffe", "unit", "raw"]
 Range = Literal["unit", "bytes", "signed"]
+LABELS = "labels.txt"
+"""The file of labels that may lie beside a dropped model, and lies beside an added one."""
+MOST_TEXT = 2**20
+"""Characters of all labels, and bytes of a file of them."""
+MARK = "\ufeff"
+"""What some editors put before the first line of a text."""
 
 
 def _numbers(value: object) -> object:
@@ -59,7 +67,9 @@ def _heads(value: object) -> object:
 
 
 def _lines(value: object) -> object:
-    return "\n".join(str(part) for part in value) if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return "\n".join(str(part) for part in value)
+    return value.removeprefix(MARK) if isinstance(value, str) else value
 
 
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_numbers)]
@@ -75,7 +85,7 @@ class Told(BaseModel):
 
     name: str | None = Field(None, pattern=NAME, max_length=80, description="name of the model; empty: from the file's name")
     task: Task | None = Field(None, description="what the model does")
-    labels: Annotated[str, BeforeValidator(_lines), Field(max_length=2**20)] | None = Field(
+    labels: Annotated[str, BeforeValidator(_lines), Field(max_length=MOST_TEXT)] | None = Field(
         None, description="coco, imagenet, voc, numbers, or the classes in their order, one a line or separated by commas"
     )
     classes: int | None = Field(
@@ -154,5 +164,18 @@ def read_told(values: Mapping[str, object]) -> Told:
         if first["type"] == "extra_forbidden":
             raise OptionInvalid(name, f"there is no option {name!r:.80} here; there are: {', '.join(Told.model_fields)}") from None
         message = first["msg"].removeprefix("Value error, ")
-        shown = str(first["input"])
-        raise OptionInvalid(name, f"{name}={shown:.60}: {message[:1].lower()}{message[1:]}") from None
+        shown = printable(str(first["input"])[:60])
+        raise OptionInvalid(name, f"{name}={shown}: {message[:1].lower()}{message[1:]}") from None
+
+
+def read_labels(path: Path) -> str:
+    """The text file at `path`, one class a line, as `labels` takes it. Raises OptionInvalid where it is none, or too long."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MOST_TEXT + 1)
+        text = data[:MOST_TEXT].decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionInvalid("labels", f"{path}: {error}; it is to be a text with one class a line") from None
+    if len(data) > MOST_TEXT:
+        raise OptionInvalid("labels", f"{path} has more than {MOST_TEXT} bytes, which no list of classes has")
+    return text.strip("\r\n") + "\n"

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from service.intake.words import printable
+
 LONGEST = 2**20  # characters of one entry
 
 
@@ -49,7 +51,7 @@ def _names(found: Any) -> tuple[str, ...]:
         found = dict(enumerate(found))
     if not isinstance(found, dict) or set(found) != set(range(len(found))):
         return ()
-    return tuple(" ".join(str(found[index]).split()) or f"class {index}" for index in range(len(found)))
+    return tuple(printable(" ".join(str(found[index]).split())) or f"class {index}" for index in range(len(found)))
 
 
 def _size(found: Any) -> tuple[int, int] | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from unicodedata import category
 
 from service.errors import ModelUnclear
 
@@ -28,6 +29,11 @@ def ports_text(ports: Iterable[Port]) -> str:
     return "; ".join(map(str, ports)) or "none"
 
 
+def printable(text: str) -> str:
+    """`text` on one line: what a terminal would obey, and a file may have in its names, is spelt out."""
+    return "".join(repr(char)[1:-1] if category(char) == "Cc" else char for char in text)
+
+
 @dataclass
 class Notes:
     """Collected on the way through a file. `asked`: options that have to be given, with what each means."""
@@ -37,14 +43,14 @@ class Notes:
     asked: dict[str, str] = field(default_factory=dict)
 
     def fact(self, text: str) -> None:
-        self.facts.append(text)
+        self.facts.append(printable(text))
 
     def assume(self, text: str, option: str) -> None:
         """`option` is what says otherwise."""
-        self.assumptions.append(f"{text} (--{option.replace('_', '-')} says otherwise)")
+        self.assumptions.append(f"{printable(text)} (--{option.replace('_', '-')} says otherwise)")
 
     def ask(self, option: str, meaning: str) -> None:
-        self.asked.setdefault(option, meaning)
+        self.asked.setdefault(option, printable(meaning))
 
     def settle(self) -> None:
         """Raises ModelUnclear where something has to be asked."""

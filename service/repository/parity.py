@@ -60,14 +60,20 @@ def load_cases(spec: ModelSpec) -> dict[str, Case]:
 
 def noise(spec: ModelSpec, batch: int = 1) -> dict[str, Array]:
     """Pictures to try an adopted graph on, by input: always the same, with edges of all sizes. uint8 [batch, h, w, 3]."""
-    height, width = spec.input.size or NOISE_SIDES
+    size = spec.input.size or NOISE_SIDES
+    feeds = {"pixels": _noise(batch, *size)}
+    if spec.adapter is not None and spec.adapter.decoder == "picture-and-style":
+        feeds["style_pixels"] = _noise(batch, *(spec.adapter.style_size or size))
+    return feeds
+
+
+def _noise(batch: int, height: int, width: int) -> Array:
     random = np.random.default_rng(0)
     coarse = random.integers(0, 256, (batch, -(-height // 16), -(-width // 16), 3))
     picture = coarse.repeat(16, axis=1).repeat(16, axis=2)[:, :height, :width] * 3 // 4 + random.integers(
         0, 64, (batch, height, width, 3)
     )
-    names = ["pixels", "style_pixels"] if spec.adapter is not None and spec.adapter.decoder == "picture-and-style" else ["pixels"]
-    return {name: np.asarray(picture, np.uint8) for name in names}
+    return np.asarray(picture, np.uint8)
 
 
 def sort_cases(arrays: Tensors) -> dict[str, Case]:

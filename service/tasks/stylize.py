@@ -89,7 +89,8 @@ def _painted(
     """The painting, and the opacity that it is to be laid over the photo with."""
     if model.spec.family == TWO and style_pixels is not None:
         with timing.measure("preprocess"):
-            style_pixels = style_canvas(style_pixels, model.spec.input.size)
+            own = model.spec.adapter.style_size if model.spec.adapter else None
+            style_pixels = style_canvas(style_pixels, own or model.spec.input.size)
         return paint_whole(photo, {"style_pixels": style_pixels[None]}, model, timing), options.strength
     if style_pixels is not None:
         style = style_vector(style_pixels, model, timing)

@@ -71,6 +71,37 @@ def test_what_is_missing_is_asked_and_then_it_is_added_and_removed(run: Run, cla
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("given", ["apple,pear,fig,plum", "{file}"])
+def test_labels_are_a_list_or_a_file(run: Run, classifier: Path, tmp_path: Path, given: str) -> None:
+    labels = tmp_path / "fruit, and more.txt"
+    labels.write_bytes(b"\xef\xbb\xbfapple\r\npear\r\nfig\r\nplum\r\n")  # as Notepad saves it
+    assert run("add", classifier, "--preprocess", "unit", "--labels", given.format(file=labels))[0] == 0
+    written = tmp_path / "data" / "repository" / "fruit" / "labels.txt"
+    assert written.read_text(encoding="utf-8").splitlines() == ["apple", "pear", "fig", "plum"]
+
+
+def test_labels_that_are_too_long_are_not_read_to_their_end(run: Run, classifier: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "endless.txt"
+    with labels.open("wb") as file:
+        file.truncate(2**40)  # bytes that take no room, and could never be read
+    status, _, err = run("inspect", classifier, "--labels", labels)
+    assert (status, "more than 1048576 bytes" in err) == (1, True)
+    long = ",".join(["a name"] * 100)  # longer than a file's name may be
+    assert "100 labels were given" in run("inspect", classifier, "--preprocess", "unit", "--labels", long)[2]
+
+
+def test_what_a_terminal_would_obey_is_spelt_out(run: Run, classifier: Path) -> None:
+    model = onnx.load(classifier)
+    model.producer_name = "\x1b]0;mine\x07\nfound:"
+    model.graph.input[0].name = model.graph.node[0].input[0] = "x\x1b[31m"
+    onnx.save(model, classifier)
+    for words in (("--preprocess", "unit"), (), ("--input", "\x1b[0m")):
+        _, out, err = run("inspect", classifier, *words)
+        assert "\\x1b[31m" in out + err
+        assert "\x1b" not in out + err
+        assert "\x07" not in out + err
+
+
 def test_inspect_as_json_says_what_is_inside(run: Run, classifier: Path) -> None:
     status, out, _ = run("inspect", classifier, "--json")
     found = json.loads(out)

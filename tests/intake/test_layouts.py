@@ -226,6 +226,13 @@ CASES: dict[str, Case] = {
         task="face-liveness",
         told={"task": "face-liveness", "preprocess": "raw", "color": "BGR", "face_scale": "2.7"},
     ),
+    "photo and style of two sizes": Case(
+        lambda t: {"o": t.noise(1, 3, 64, 64, low=0, high=255)},
+        {"decoder": "picture-and-style", "size": (64, 64), "style_size": (48, 40)},
+        more={"more_inputs": {"style": ("float32", (1, 3, 48, 40))}},
+        told={"range": "bytes"},
+        task="stylize",
+    ),
     "style": Case(
         lambda t: {"o": t.noise(1, 3, 64, 64, low=0, high=255)},
         {"decoder": "picture", "picture_range": "byte"},
@@ -246,6 +253,19 @@ def test_layouts(name: str, graph: Callable[..., Path], tables: Any, settings: S
     assert case.assumed in " ".join(finding.assumptions)
     assert any(fact.startswith("tried") for fact in finding.facts)
     assert len(finding.labels) == (found.classes if case.task in {"detect", "classify"} else 0)
+
+
+def test_which_of_two_pictures_is_the_style(graph: Callable[..., Path], tables: Any, settings: Settings) -> None:
+    for other, told, photo, assumed in (
+        ("style", {}, "images", False),
+        ("second", {}, "images", True),
+        ("second", {"input": "second"}, "second", False),
+    ):
+        path = graph({"o": tables.noise(1, 3, 64, 64, low=0, high=255)}, more_inputs={other: ("float32", (1, 3, 64, 64))})
+        finding = inspect(path, read_told({"range": "bytes", **told}), settings)
+        assert finding.contract is not None
+        assert (finding.contract.decoder, finding.contract.input) == ("picture-and-style", photo)
+        assert any("the other the style's" in one for one in finding.assumptions) == assumed
 
 
 def unclear(graph: Path, settings: Settings, **told: Any) -> ModelUnclear:
@@ -293,6 +313,7 @@ REFUSED: dict[str, tuple[Callable[[Any], dict[str, Any]], dict[str, Any], str]] 
     "larger picture": (lambda t: {"o": t.noise(1, 3, 256, 256)}, {}, "keep the size"),
     "undecoded anchors": (lambda t: {"o": t.noise(1, 252, 9)}, {}, "not decoded"),
     "nothing known": (lambda t: {"o": t.noise(1, 7, 9, 2, 2, 2)}, {}, "cannot be read"),
+    "countless classes": (lambda t: {"o": t.noise(1, 100_001)}, {}, "100001 classes"),
     "tensorflow": (lambda t: {"detection_boxes": t.noise(1, 9, 4), "b": t.noise(1, 9), "c": t.noise(1, 9)}, {}, "TensorFlow"),
 }
 

@@ -164,6 +164,18 @@ def test_dropped_folders(
     assert (root / "mine" / "model.toml").stat().st_mtime_ns == written
 
 
+def test_labels_beside_a_dropped_file_name_its_classes(detector: Callable[..., Path], root: Path, settings: Settings) -> None:
+    for name, text in (("good", "\ufeffbolt\r\nnut, small\r\nwasher\r\n"), ("few", "bolt\nnut\n"), ("odd", "bolt\n\nnut\n")):
+        detector("best", folder=root / name)
+        (root / name / "labels.txt").write_text(text, encoding="utf-8", newline="")
+    assert adopt(settings) == {"few": "ModelRefused", "odd": "OptionInvalid"}
+    assert load_spec(root / "good").read_labels() == ("bolt", "nut, small", "washer")
+    assert (root / "few" / "labels.txt").read_text() == "bolt\nnut\n"
+    (root / "few" / "labels.txt").write_text("bolt\nnut\nring\n")
+    assert "few" not in adopt(settings)
+    assert load_spec(root / "few").read_labels() == ("bolt", "nut", "ring")
+
+
 def test_a_dropped_file_that_changes(detector: Callable[..., Path], root: Path, settings: Settings) -> None:
     file = detector("net", folder=root / "mine")
     assert adopt(settings) == {}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import SparseTensorProto, TensorProto, helper, numpy_helper
 
 from service.errors import ModelRefused
 from service.intake import inspect
@@ -144,6 +144,22 @@ def test_weights_outside_the_folder(location: str, save: Save, tmp_path: Path, s
     (tmp_path / "inner").symlink_to(aside)
     (tmp_path / "link.bin").symlink_to(aside / "weights.bin")
     path = save([helper.make_node("Identity", ["w"], ["y"])], weights=external(location))
+    with pytest.raises(ModelRefused, match="outside its own folder"):
+        read(path, settings)
+
+
+@pytest.mark.parametrize("attribute", ["value", "sparse_value"])
+def test_weights_outside_the_folder_of_a_graph_within_a_function(attribute: str, save: Save, settings: Settings) -> None:
+    (weights,) = external("../weights.bin")
+    given = weights if attribute == "value" else SparseTensorProto(values=weights, dims=[4])
+    constant = helper.make_node("Constant", [], ["w"], **{attribute: given})
+    branch = helper.make_graph([constant], "b", [], [helper.make_tensor_value_info("w", TensorProto.FLOAT, [4])])
+    choose = helper.make_node("If", ["on"], ["y"], then_branch=branch, else_branch=branch)
+    function = helper.make_function("own", "F", ["on"], ["y"], [choose], [helper.make_opsetid("", 17)])
+    path = save([helper.make_node("F", ["x"], ["y"], domain="own")], domains={"own": 1})
+    model = onnx.load(path)
+    model.functions.append(function)
+    path.write_bytes(model.SerializeToString())
     with pytest.raises(ModelRefused, match="outside its own folder"):
         read(path, settings)
 

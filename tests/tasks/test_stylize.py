@@ -12,6 +12,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from service.errors import ImageTooSmall, ModelUnknown, OptionInvalid, SpecInvalid, StyleUnknown
+from service.export.contract import Contract
 from service.loaded import LoadedModel
 from service.repository.spec import ModelSpec, load_spec
 from service.repository.store import own_manifests
@@ -334,6 +335,14 @@ def test_a_style_picture_of_any_size_keeps_its_proportions_for_a_network_of_two_
     model = Fake(other("pair", TWO))
     stylize(flat(100), StylizeOptions(), flat(80, 400, 600), model, Timing(), 2048)
     assert model.feeds[0][1]["style_pixels"].shape == (1, 224, 320, 3)
+
+
+def test_a_style_picture_is_brought_to_the_size_that_the_network_has_for_it() -> None:
+    pair = other("pair", TWO, (32, 64))
+    adapter = Contract(decoder="picture-and-style", size=(32, 64), style_size=(48, 40))
+    model = Fake(pair.model_copy(update={"adapter": adapter}))
+    stylize(flat(100), StylizeOptions(), flat(80, 400, 600), model, Timing(), 2048)
+    assert model.feeds[0][1]["style_pixels"].shape == (1, 48, 40, 3)
 
 
 def test_thumbnails_of_one_style_need_no_weights_of_styles() -> None:

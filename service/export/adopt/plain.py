@@ -73,15 +73,16 @@ def picture(tail: Tail, outputs: Sequence[Output], contract: Contract) -> None:
 
 
 def picture_and_style(tail: Tail, outputs: Sequence[Output], contract: Contract) -> None:
-    """The same with a second picture as the style, the input "style_pixels" uint8 RGB: both of the same size, or both of any."""
+    """The same with a second picture as the style, the input "style_pixels" uint8 RGB, of contract.style_size, else as large."""
     others = [value for value in tail.graph.input if value.name != PIXELS]
     if len(others) != 1:
         found = ", ".join(value.name.removeprefix(GIVEN) for value in others) or "(none)"
         raise ExportFailed(f"beside the picture there should be one input, the style's; found: {found}")
     (style,) = others
-    if tail.size is None and picture_size(style, contract) != (None, None):
+    wanted = contract.style_size or tail.size
+    if wanted is None and picture_size(style, contract) != (None, None):
         raise ExportFailed(f"the input {style.name.removeprefix(GIVEN)!r} has a fixed size and the picture's is free")
-    same = contract.model_copy(update={"size": tail.size})
+    same = contract.model_copy(update={"size": wanted})
     fix_size(style, same)
     enter(tail, style, same, STYLE)
     picture(tail, outputs, contract)

@@ -194,6 +194,16 @@ def test_the_style_is_a_second_picture(shape: Shape, adopted: Adopted) -> None:
     assert found.tolist() == (feeds["pixels"] // 2 + feeds["style_pixels"] // 2).tolist()
 
 
+@pytest.mark.parametrize("shape", [(1, 3, *SIZE), (1, 3, "h", "w")])
+def test_the_style_may_have_a_size_of_its_own(shape: Shape, adopted: Adopted) -> None:
+    nodes = [helper.make_node("GlobalAveragePool", ["style"], ["mean"]), helper.make_node("Mul", ["mean", "half"], ["strength"])]
+    nodes.append(helper.make_node("Add", ["image", "strength"], ["out"]))
+    feeds = {"pixels": pixels(1, *SIZE) // 4, "style_pixels": np.full((1, 6, 10, 3), 200, np.uint8)}
+    given = {"decoder": "picture-and-style", "style_size": (6, 10)}
+    found = adopted(nodes, HALF, feeds, shape=shape, style=(1, 3, 6, 10), **given)["painted"]
+    assert found.tolist() == (feeds["pixels"] + 100).tolist()
+
+
 @pytest.mark.parametrize(
     ("shape", "style", "message"),
     [
