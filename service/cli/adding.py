@@ -42,7 +42,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     for name, field in Told.model_fields.items():
         text = (field.description or "").replace("%", "%%")
         if name == "labels":
-            text = "a file with one class a line, or coco, imagenet, voc, numbers"
+            text = "a file with one class a line, the classes separated by commas, or coco, imagenet, voc, numbers"
         parser.add_argument(f"--{name.replace('_', '-')}", dest=name, metavar=name.upper(), help=text)
 
 
@@ -50,15 +50,27 @@ def read_options(arguments: argparse.Namespace) -> Told:
     """What is told on the command line. Raises OptionInvalid naming the flag."""
     given = {name: getattr(arguments, name) for name in Told.model_fields}
     labels = given["labels"]
-    if labels and labels not in SETS:
+    if labels and labels not in SETS and not _are_names(labels):
         try:
             given["labels"] = Path(labels).read_text(encoding="utf-8").strip("\n") + "\n"
         except (OSError, UnicodeDecodeError) as error:
-            raise OptionInvalid("labels", f"--labels {labels}: {error}; give a text file, or one of {', '.join(SETS)}") from None
+            raise OptionInvalid(
+                "labels",
+                f"--labels {labels}: {error}; give a text file, the classes separated by commas, or one of {', '.join(SETS)}",
+            ) from None
     try:
         return read_told(given)
     except OptionInvalid as error:
         raise OptionInvalid(error.option, f"--{str(error).replace('_', '-', error.option.count('_'))}") from None
+
+
+def _are_names(labels: str) -> bool:
+    """Classes themselves, "bolt,nut", or the only one, "bolt": no file is there, and without a comma it does not look like one."""
+    try:
+        there = Path(labels).exists()
+    except OSError:  # too long for a file's name
+        return True
+    return not there and ("," in labels or not set(labels) & set("./\\"))
 
 
 def add(arguments: argparse.Namespace) -> int:
