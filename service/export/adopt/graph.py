@@ -25,6 +25,7 @@ DECODERS: dict[Decoder, str] = {
     "yolox": "yolo:yolox",
     "corners-scores": "yolo:corners_scores",
     "end-to-end": "yolo:end_to_end",
+    "end-to-end-centres": "yolo:end_to_end_centres",
     "detr": "queries:detr",
     "detr-decoded": "queries:detr_decoded",
     "nanodet": "nanodet:nanodet",

@@ -58,12 +58,27 @@ def corners_scores(tail: Tail, outputs: Sequence[Output], contract: Contract) ->
 
 def end_to_end(tail: Tail, outputs: Sequence[Output], contract: Contract) -> None:
     """[n, k, 6]: corners, score, class; rows without an object have a score of 0."""
+    rows = _rows_of_six(tail, outputs)
+    _expose_rows(tail, rows, tail.cut(rows, 0, 4, 2), contract)
+
+
+def end_to_end_centres(tail: Tail, outputs: Sequence[Output], contract: Contract) -> None:
+    """[n, k, 6]: cx, cy, w, h, score, class."""
+    rows = _rows_of_six(tail, outputs)
+    _expose_rows(tail, rows, tail.corners(tail.cut(rows, 0, 4, 2)), contract)
+
+
+def _rows_of_six(tail: Tail, outputs: Sequence[Output]) -> str:
     rows = tail.as_float(one_of(outputs, "one output [n, k, 6]"))
     if outputs[0].rank != 3 or (outputs[0].shape or ())[2] not in (6, None):
         raise ExportFailed(f"an end-to-end detector answers [n, k, 6], not {outputs[0].label}")
+    return rows
+
+
+def _expose_rows(tail: Tail, rows: str, corners: str, contract: Contract) -> None:
     score, label = (tail.squeeze(tail.cut(rows, column, column + 1, 2), 2) for column in (4, 5))
     scores = tail.one_hot(label, tail.activated(score, contract.activation, rank=2), contract.first_class + contract.classes)
-    expose_detections(tail, _scaled(tail, tail.cut(rows, 0, 4, 2), contract), _without_first(tail, scores, contract), contract)
+    expose_detections(tail, _scaled(tail, corners, contract), _without_first(tail, scores, contract), contract)
 
 
 def expose_detections(tail: Tail, boxes: str, scores: str, contract: Contract) -> None:

@@ -198,6 +198,15 @@ def test_end_to_end_coordinates_of_one_and_a_background(
     assert (found["scores"][0] > 0).tolist() == [[False, True, False], [False, False, False]]
 
 
+def test_end_to_end_rows_of_centre_and_size(
+    foreign: Any, pictures: Callable[..., Array], house: Callable[..., dict[str, Array]], tmp_path: Path
+) -> None:
+    path = rows_as_answer(foreign, tmp_path / "their.onnx", [(0.5, 0.75, 0.25, 0.5, 0.5, 2), (0.5, 0.5, 1, 1, 0.5, 0)])
+    found = house(path, contract("end-to-end-centres", 3, boxes="unit"), pictures(1))
+    np.testing.assert_allclose(found["boxes"][0], [[36, 32, 60, 64], [0, 0, 96, 64]])
+    assert (found["scores"][0] > 0).tolist() == [[False, False, True], [True, False, False]]
+
+
 def test_the_best_of_all_places_chosen_inside_the_graph(
     foreign: Any, pictures: Callable[..., Array], house: Callable[..., dict[str, Array]], tmp_path: Path
 ) -> None:
@@ -246,7 +255,7 @@ def test_one_of_two_outputs_is_named(
         adopt(path, contract("yolov8", outputs=("output1",)))
 
 
-@pytest.mark.parametrize("decoder", [*BEFORE, "end-to-end"])
+@pytest.mark.parametrize("decoder", [*BEFORE, "end-to-end", "end-to-end-centres"])
 def test_another_number_of_columns_is_refused(foreign: Any, tmp_path: Path, decoder: str) -> None:
     path = export(foreign, tmp_path / "their.onnx", "yolov8", 13)
     with pytest.raises(ExportFailed, match=r"'output0' \[\?, 17, 126\]"):
