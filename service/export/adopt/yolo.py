@@ -95,13 +95,17 @@ def one_of(outputs: Sequence[Output], wanted: str) -> Output:
 
 
 def _rows(tail: Tail, outputs: Sequence[Output], contract: Contract, before: int) -> str:
-    """The output as float32 [n, k, before + C], whichever of its last two axes are the columns."""
+    """The output as float32 [n, k, before + C], whichever of its last two axes are the columns.
+
+    Rows with an objectness have them last wherever their number is not known before it runs, as old YOLOv5's of free size.
+    """
     columns = before + contract.first_class + contract.classes
     output = one_of(outputs, f"one output with {columns} columns")
-    if output.rank != 3 or output.shape is None or columns not in output.shape[1:]:
+    unknown = before == 5 and output.rank == 3 and (output.shape or ())[2] is None
+    if output.rank != 3 or output.shape is None or not (unknown or columns in output.shape[1:]):
         raise ExportFailed(f"there is no axis of {columns} ({before} and {columns - before} classes) in {output.label}")
     rows = tail.as_float(output)
-    first = output.shape[2] != columns if before == 5 else output.shape[1] == columns
+    first = output.shape[2] not in (columns, None) if before == 5 else output.shape[1] == columns
     return tail.transpose(rows, 0, 2, 1) if first else rows
 
 
