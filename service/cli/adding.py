@@ -42,7 +42,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     for name, field in Told.model_fields.items():
         text = (field.description or "").replace("%", "%%")
         if name == "labels":
-            text = "a file with one class a line, names separated by commas, or coco, imagenet, voc, numbers"
+            text = "a file with one class a line, the classes separated by commas, or coco, imagenet, voc, numbers"
         parser.add_argument(f"--{name.replace('_', '-')}", dest=name, metavar=name.upper(), help=text)
 
 
@@ -50,11 +50,11 @@ def read_options(arguments: argparse.Namespace) -> Told:
     """What is told on the command line. Raises OptionInvalid naming the flag."""
     given = {name: getattr(arguments, name) for name in Told.model_fields}
     labels = given["labels"]
-    if labels and labels not in SETS and ("," not in labels or _is_file(labels)):
+    if labels and labels not in SETS and not _are_names(labels):
         try:
             given["labels"] = read_labels(Path(labels))
         except OptionInvalid as error:
-            ways = f"give a text file, names separated by commas, or one of {', '.join(SETS)}"
+            ways = f"give a text file, the classes separated by commas, or one of {', '.join(SETS)}"
             raise OptionInvalid("labels", f"--labels {labels:.80}: {error}; {ways}") from None
     try:
         return read_told(given)
@@ -62,11 +62,13 @@ def read_options(arguments: argparse.Namespace) -> Told:
         raise OptionInvalid(error.option, f"--{str(error).replace('_', '-', error.option.count('_'))}") from None
 
 
-def _is_file(text: str) -> bool:
+def _are_names(labels: str) -> bool:
+    """Classes themselves, "bolt,nut", or the only one, "bolt": no file is there, and without a comma it does not look like one."""
     try:
-        return Path(text).is_file()
+        there = Path(labels).exists()
     except (OSError, ValueError):  # no name that a file could have: a long list
-        return False
+        return True
+    return not there and ("," in labels or not set(labels) & set("./\\"))
 
 
 def add(arguments: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ Decoder = Literal[
     "yolox",
     "corners-scores",
     "end-to-end",
+    "end-to-end-centres",
     "detr",
     "detr-decoded",
     "nanodet",
@@ -38,6 +39,7 @@ yolov8               decoded [n, 4 + C, k] or [n, k, 4 + C]: cx, cy, w, h, class
 yolox                raw grid [n, k, 5 + C], xy and wh still to be decoded by strides
 corners-scores       boxes [n, k, 4] as corners and scores [n, k, C] of all places, before NMS: UltraFace
 end-to-end           [n, k, 6]: corners, score, class; YOLOv10, YOLO26, exports with NMS inside
+end-to-end-centres   [n, k, 6]: cx, cy, w, h, score, class; RT-DETR as Ultralytics exports it from 8.4 on
 detr                 logits [n, k, C] and boxes [n, k, 4] as cx, cy, w, h of 0..1: RT-DETR, D-FINE, RF-DETR
 detr-decoded         labels [n, k], boxes [n, k, 4] as corners and scores [n, k], with a second input of the picture's size
 nanodet              per stride class scores [n, k, C] and distributions of the four distances [n, k, 4 * bins]; of NanoDet-Plus
@@ -51,11 +53,14 @@ boxes-labels-scores  boxes [k, 4] as corners, labels [k], scores [k] of one pict
 DETECTORS: frozenset[str] = frozenset(
     {
         *("yolov2", "yolov3", "yolov5", "yolov8", "yolox", "corners-scores", "end-to-end", "detr", "detr-decoded", "nanodet"),
-        *("nms-indices", "nms-rows", "efficient-nms", "boxes-labels-scores"),
+        *("end-to-end-centres", "nms-indices", "nms-rows", "efficient-nms", "boxes-labels-scores"),
     }
 )
 WITHOUT_NMS: frozenset[str] = frozenset(
-    {"end-to-end", "detr", "detr-decoded", "nms-indices", "nms-rows", "efficient-nms", "boxes-labels-scores"}
+    {
+        *("end-to-end", "end-to-end-centres", "detr", "detr-decoded", "nms-indices", "nms-rows", "efficient-nms"),
+        "boxes-labels-scores",
+    }
 )
 """Decoders of what needs no NMS any more."""
 

@@ -109,10 +109,10 @@ def drop_unused(model: ModelProto) -> ModelProto:
     return model
 
 
-def free_batch(model: ModelProto) -> ModelProto:
-    """Let the leading axis of every input and output, fixed to 1 by the exporter, take any length n.
+def free_batch(model: ModelProto, fixed: int = 1) -> ModelProto:
+    """Let the leading axis of every input and output, fixed to `fixed` by the exporter, take any length n.
 
-    Reshapes of data that pin it by a constant shape 1, ... are opened too: to 0 (as it comes in) where it comes in leading,
+    Reshapes of data that pin it by a constant shape `fixed`, ... are opened too: to 0 (as it comes in) where it comes in leading,
     else to -1 (whatever is left). Raises ExportFailed where neither can work.
     """
     shapes = _inferred_shapes(model)
@@ -122,9 +122,9 @@ def free_batch(model: ModelProto) -> ModelProto:
         if node.op_type != "Reshape" or node.input[0] not in flowing or node.input[1] not in known:
             continue
         shape = known[node.input[1]]
-        if shape.size and shape[0] == 1:
+        if shape.size and shape[0] == fixed:
             opened = shape.copy()
-            opened[0] = _open_axis(node, shape, shapes.get(node.input[0]))
+            opened[0] = _open_axis(node, shape, shapes.get(node.input[0]), fixed)
             node.input[1] = _add_initializer(model, f"{node.input[1]}/any_batch/{node.output[0]}", opened)
     for value in (*model.graph.input, *model.graph.output):
         if dims := value.type.tensor_type.shape.dim:
@@ -219,8 +219,8 @@ def _reshape(node: NodeProto, given: Sequence[Array]) -> Array:
 _FOLDED = {"DequantizeLinear": _dequantize, "Reshape": _reshape}
 
 
-def _open_axis(node: NodeProto, shape: Array, incoming: Sequence[int] | None) -> int:
-    if incoming is None or not incoming or incoming[0] in (0, 1):  # 0: inference could not tell; exporters pinned it to 1
+def _open_axis(node: NodeProto, shape: Array, incoming: Sequence[int] | None, fixed: int) -> int:
+    if incoming is None or not incoming or incoming[0] in (0, fixed):  # 0: inference could not tell; exporters pinned it
         return 0
     if -1 in shape:
         raise ExportFailed(f"the batch of Reshape {node.output[0]!r} to {shape.tolist()} cannot be freed")

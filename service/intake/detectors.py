@@ -8,12 +8,15 @@ from service.export.contract import Decoder
 from service.intake.grids import Grids, find_grids, lies_on
 from service.intake.names import named_classes
 from service.intake.seen import UNIT, Floats, Role, Scores, Seen, activation_of, span
+from service.intake.ultralytics import RT_DETR
 from service.intake.words import Port, shape_text
 
 MOST_ROWS = 3000
 """An end-to-end detector answers a few hundred rows; a grid has thousands."""
 MOST_QUERIES = 1000
-TABLES: frozenset[Decoder] = frozenset({"yolov5", "yolov8", "yolox", "end-to-end"})
+TABLES: frozenset[Decoder] = frozenset({"yolov5", "yolov8", "yolox", "end-to-end", "end-to-end-centres"})
+TURNED = 0.2
+"""Share of rows whose second corner lies before the first, from which on boxes of 0..1 are no corners; under a tenth they are."""
 
 
 def one_table(seen: Seen) -> Role | None:
@@ -29,7 +32,7 @@ def one_table(seen: Seen) -> Role | None:
     if rows is not None and first > last and not _is_end_to_end(seen, port, rows):
         return _rows_first(seen, port, rows)
     if last == 6 and first <= MOST_ROWS:
-        return _end_to_end(seen, port)
+        return _six_columns(seen, port)
     if first == 6 and last <= MOST_ROWS:
         raise seen.refuse("it answers [n, 6, rows], which is no layout known here")
     return _queries(seen, port) if rows is None and columns is None else None
@@ -185,8 +188,8 @@ def _is_unit(seen: Seen, table: Floats) -> bool:
 def _is_end_to_end(seen: Seen, port: Port, grids: Grids) -> bool:
     """Six columns of so many rows as a grid has, and yet the answer of an NMS: by the whole numbers of its last column."""
     if seen.told.decoder:
-        return seen.told.decoder == "end-to-end"
-    if seen.meta.end_to_end and port.shape[2] == 6:
+        return seen.told.decoder in ("end-to-end", "end-to-end-centres")
+    if (seen.meta.end_to_end or seen.meta.head == RT_DETR) and port.shape[2] == 6:
         return True
     if port.shape[2] != 6 or int(port.shape[1] or 0) > MOST_ROWS:
         return False
@@ -195,32 +198,73 @@ def _is_end_to_end(seen: Seen, port: Port, grids: Grids) -> bool:
     return bool(whole) and not lies_on(grids, seen.entrance.size, table)
 
 
-def _end_to_end(seen: Seen, port: Port) -> Role | None:
-    """[n, k, 6]: corners, score, class."""
+def _six_columns(seen: Seen, port: Port) -> Role | None:
+    """[n, k, 6]: box, score and class; or, of a DETR of two classes, a box of 0..1 and two scores."""
+    told = seen.told.decoder
+    scores = span(seen.values(port.name)[..., 4:])
+    if told == "yolov8" or (told is None and not _are_whole(seen, port) and scores[0] >= -UNIT and scores[1] <= 1 + UNIT):
+        role = _queries(seen, port)
+        if role is not None:
+            return role
+    return _end_to_end(seen, port)
+
+
+def _are_whole(seen: Seen, port: Port) -> bool:
+    labels = seen.values(port.name)[..., 5]
+    return bool(np.allclose(labels, np.round(labels), atol=0.01))
+
+
+def _end_to_end(seen: Seen, port: Port) -> Role:
+    """[n, k, 6]: corners or centre and size, score, class. Asks, raises ModelRefused."""
     table = seen.values(port.name)
     scores, labels = span(table[..., 4]), table[..., 5]
     if scores[0] < -UNIT or scores[1] > 1 + UNIT:
         raise seen.refuse(
             f"its rows have six columns, but the fifth is no score of 0..1 (it went from {scores[0]:.3g} to {scores[1]:.3g})"
         )
-    if not np.allclose(labels, np.round(labels), atol=0.01) or labels.min() < -1:
+    if not _are_whole(seen, port) or labels.min() < -1:
         raise seen.refuse("its rows have six columns, but the last is not the number of a class")
-    seen.notes.fact(
-        f"{port.name} {shape_text(port.shape)}: at most {port.shape[1]} rows of corners, score and class, so NMS is done "
-        "(YOLOv10, YOLO26 and others)"
-    )
+    unit = seen.told.boxes == "unit" or (not seen.told.boxes and 0 < span(table[..., :4])[1] <= 1.5)
+    decoder = _corners_or_centres(seen, table, unit)
+    rows = f"{port.name} {shape_text(port.shape)}: at most {port.shape[1]} rows of"
+    if decoder == "end-to-end":
+        seen.notes.fact(f"{rows} corners, score and class, so NMS is done (YOLOv10, YOLO26 and others)")
+    elif decoder == "end-to-end-centres":
+        seen.notes.fact(f"{rows} centre, size, score and class, for the boxes make no corners: RT-DETR as Ultralytics exports it")
     classes = named_classes(seen)
     if not classes:
         seen.notes.ask(
             "labels", "the names of the classes (coco, imagenet, voc, or a list), or --classes, how many there are: rows of "
-            "corners, score and class do not tell"
+            "box, score and class do not tell"
         )  # fmt: skip
     elif labels.max() >= classes:
         raise seen.refuse(f"a class {int(labels.max())} came out, and only {classes} are named")
-    unit = seen.told.boxes == "unit" or (not seen.told.boxes and 0 < span(table[..., :4])[1] <= 1.5)
-    return Role(
-        "detect", "end-to-end", classes, (port.name,), boxes="unit" if unit else "pixels", convention="ultralytics"
-    )  # fmt: skip
+    convention = "rt-detr" if decoder == "end-to-end-centres" else "ultralytics"
+    return Role("detect", decoder, classes, (port.name,), boxes="unit" if unit else "pixels", convention=convention)
+
+
+def _corners_or_centres(seen: Seen, table: Floats, unit: bool) -> Decoder | None:
+    """By what was told, the metadata, second corners that lie before the first. Asks, and gives None, where that is unclear."""
+    told: Decoder | None = seen.told.decoder
+    if told in ("end-to-end", "end-to-end-centres"):
+        return told
+    if seen.meta.head == RT_DETR:
+        return "end-to-end-centres"
+    if seen.meta.end_to_end:
+        return "end-to-end"
+    rows = table[..., :4].reshape(-1, 4)
+    rows = rows[rows.any(axis=1)]
+    turned = float((rows[:, 2:] < rows[:, :2]).any(axis=1).mean()) if len(rows) else 0.0
+    if turned <= (TURNED / 10 if unit else 0.5):  # in pixels, where no centres are known, an untrained network turns some round
+        return "end-to-end"
+    if unit and turned >= TURNED:
+        return "end-to-end-centres"
+    seen.notes.ask(
+        "decoder",
+        f"end-to-end, if each row is two corners, score and class; end-to-end-centres, if it is centre, size, score and class: "
+        f"of {turned:.0%} of its rows the second corner would lie before the first",
+    )
+    return None
 
 
 def _classes(count: int) -> str:

@@ -35,6 +35,9 @@ def prove(finding: Finding, settings: Settings, notes: Notes) -> Finding:
             why = _try_batch(spec, folder, finding, settings, notes)
             if why is None:
                 return finding
+            fixed = next(port.shape[0] for port in finding.file.inputs if port.name == contract.input)
+            if isinstance(fixed, int) and fixed > 1:
+                raise ModelRefused(f"the file takes {fixed} pictures at a time, which cannot be changed: {why}; export it for one")
             notes.fact(f"it takes one picture at a time: {why}")
             finding = replace(finding, contract=contract.model_copy(update={"free_batch": False}), max_batch=1)
             spec = write(folder, finding, NOTHING, {"model.onnx": finding.file.path})

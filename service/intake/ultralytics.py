@@ -8,6 +8,8 @@ from typing import Any
 from service.intake.words import printable
 
 LONGEST = 2**20  # characters of one entry
+RT_DETR = "RTDETRDecoder"
+"""What `head` is in RT-DETR's exports."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Metadata:
     end_to_end: bool = False
     licence: str = ""
     is_ultralytics: bool = False
+    head: str = ""
 
 
 def parse(entries: Mapping[str, str]) -> Metadata:
@@ -33,6 +36,7 @@ def parse(entries: Mapping[str, str]) -> Metadata:
         nms or entries.get("end2end", "").strip().lower() == "true" or entries.get("nms", "").strip().lower() == "true",
         entries.get("license", ""),
         "ultralytics" in author.lower() or ("stride" in entries and "names" in entries),
+        entries.get("head", "").strip(),
     )
 
 

@@ -102,6 +102,12 @@ def test_what_a_terminal_would_obey_is_spelt_out(run: Run, classifier: Path) -> 
         assert "\x07" not in out + err
 
 
+@pytest.mark.parametrize(("labels", "words"), [("apple, pear,fig,plum", "4 labels as given"), ("apple", "1 labels were given")])
+def test_labels_may_be_the_classes_themselves(run: Run, classifier: Path, labels: str, words: str) -> None:
+    _, out, err = run("inspect", classifier, "--preprocess", "unit", "--labels", labels)
+    assert words in out + err
+
+
 def test_inspect_as_json_says_what_is_inside(run: Run, classifier: Path) -> None:
     status, out, _ = run("inspect", classifier, "--json")
     found = json.loads(out)

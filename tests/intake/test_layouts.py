@@ -354,3 +354,49 @@ def test_what_computes_across_the_batch_takes_one_picture(graph: Callable[..., P
     assert found.max_batch == 1
     assert found.contract is not None
     assert not found.contract.free_batch
+
+
+def of_centres(t: Any, share: float = 1) -> Any:
+    """[1, 50, 6]: the first `share` of the rows as centre and size of 0..1, the others as corners; score; class."""
+    table = t.noise(1, 50, 6, low=0.1, high=0.3)
+    table[0, : int(50 * share), :2] += 0.5
+    table[0, int(50 * share) :, 2:4] += 0.5
+    table[0, :, 5] = np.arange(50) % 3
+    return table
+
+
+@pytest.mark.parametrize(
+    ("metadata", "share", "decoder"),
+    [
+        ({}, 1, "end-to-end-centres"),
+        ({}, 0, "end-to-end"),
+        ({"head": "RTDETRDecoder"}, 0, "end-to-end-centres"),
+        ({"end2end": "True"}, 1, "end-to-end"),
+    ],
+)
+def test_rows_of_centre_and_size_are_told_from_rows_of_corners(
+    graph: Callable[..., Path], settings: Settings, tables: Any, metadata: dict[str, str], share: float, decoder: str
+) -> None:
+    found = inspect(graph({"o": of_centres(tables, share)}, metadata=metadata), read_told({"classes": "3"}), settings).contract
+    assert found is not None
+    assert (found.decoder, found.boxes) == (decoder, "unit")
+
+
+def test_rows_that_may_be_either_are_asked_for_and_taken_as_told(
+    graph: Callable[..., Path], settings: Settings, tables: Any
+) -> None:
+    file = graph({"o": of_centres(tables, 0.1)})
+    with pytest.raises(ModelUnclear, match=r"end-to-end-centres, if it is centre.* of 10% of its rows") as asked:
+        inspect(file, read_told({"classes": "3"}), settings)
+    assert asked.value.missing == ("decoder",)
+    for decoder in ("end-to-end", "end-to-end-centres"):
+        found = inspect(file, read_told({"classes": "3", "decoder": decoder}), settings)
+        assert found.contract is not None
+        assert found.contract.decoder == decoder
+        assert found.input.resize == ("stretch" if decoder == "end-to-end-centres" else "letterbox")
+
+
+def test_a_detr_of_two_classes_has_six_columns_too(graph: Callable[..., Path], settings: Settings, tables: Any) -> None:
+    found = inspect(graph({"o": tables.noise(1, 50, 6, low=0.1, high=0.9)}), read_told({}), settings).contract
+    assert found is not None
+    assert (found.decoder, found.classes, found.boxes) == ("yolov8", 2, "unit")

@@ -1,4 +1,4 @@
-"""Frees the batch that an exporter fixed to one picture."""
+"""Frees the batch that an exporter fixed to one picture, or to several."""
 
 from collections.abc import Sequence
 
@@ -12,25 +12,38 @@ from service.export.rewrite import Array, attribute, constants
 
 
 def free_batch(model: ModelProto, picture: str, heavy: Sequence[TensorProto] = ()) -> ModelProto:
-    """Let the leading axis of the input `picture` take any length, where the file fixed it to 1; a free one is left as it is.
+    """Let the leading axis of the input `picture` take any length, where the file fixed it; a free one is left as it is.
 
     heavy: weights of the graph that are kept aside; all that is asked of them is their shape.
-    Opens Reshapes and Resizes that pin it by a constant. Raises ExportFailed where that cannot be done, or the batch is another.
+    Opens Reshapes and Resizes that pin it by a constant. Raises ExportFailed where that cannot be done.
     """
     dims = next(value for value in model.graph.input if value.name == picture).type.tensor_type.shape.dim
     if not dims or dims[0].dim_value == 0:
         return model
-    if dims[0].dim_value != 1:
-        raise ExportFailed(f"the file takes {dims[0].dim_value} pictures at a time; export it for one, or for any number")
+    fixed: int = dims[0].dim_value
     if any(subgraphs(node) for node in model.graph.node):
         raise ExportFailed("the batch cannot be freed: the graph has branches or loops (If, Loop, Scan)")
-    model = rewrite.copy_of(model)
+    model = _without_casts(rewrite.copy_of(model))
     model.graph.value_info.extend(helper.make_tensor_value_info(one.name, one.data_type, one.dims) for one in heavy)
     _open_resizes(model)
     known = constants(model)
     for node in model.graph.node:
         _forget_allowzero(node, known)
-    return rewrite.free_batch(model)
+    return rewrite.free_batch(model, fixed)
+
+
+def _without_casts(model: ModelProto) -> ModelProto:
+    """Cast constants become constants, in place: float16 exports hold the factors of a Resize so, which no inference sees."""
+    known, kept = constants(model), []
+    for node in model.graph.node:
+        if node.op_type == "Cast" and node.input[0] in known:
+            dtype = helper.tensor_dtype_to_np_dtype(attribute(node, "to"))
+            known[node.output[0]] = known[node.input[0]].astype(dtype)
+            model.graph.initializer.append(numpy_helper.from_array(known[node.output[0]], node.output[0]))
+        else:
+            kept.append(node)
+    rewrite.replace_nodes(model, kept)
+    return model
 
 
 def _open_resizes(model: ModelProto) -> None:

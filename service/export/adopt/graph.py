@@ -13,8 +13,9 @@ from service.errors import ExportFailed
 from service.export.adopt.batch import free_batch
 from service.export.adopt.entrance import dims_of, enter, fix_size, picture_size
 from service.export.adopt.names import set_apart
-from service.export.adopt.tail import GIVEN, Output, Tail, read_by
+from service.export.adopt.tail import GIVEN, Output, Tail, in_order, read_by
 from service.export.contract import Contract, Decoder
+from service.export.rewrite import replace_nodes
 
 Decode = Callable[[Tail, Sequence[Output], Contract], None]
 DECODERS: dict[Decoder, str] = {
@@ -25,6 +26,7 @@ DECODERS: dict[Decoder, str] = {
     "yolox": "yolo:yolox",
     "corners-scores": "yolo:corners_scores",
     "end-to-end": "yolo:end_to_end",
+    "end-to-end-centres": "yolo:end_to_end_centres",
     "detr": "queries:detr",
     "detr-decoded": "queries:detr_decoded",
     "nanodet": "nanodet:nanodet",
@@ -52,6 +54,7 @@ def rewritten(path: Path, contract: Contract) -> ModelProto:
     """The house's graph made of the file at `path`. Raises ExportFailed naming what does not fit the contract."""
     model = read(path)
     set_apart(model)
+    replace_nodes(model, in_order(model.graph.node))  # converters to float16 put the casts of inputs behind all else
     _drop_weight_inputs(model)
     _normalise_by_channel(model)
     heavy = _lift_weights(model)

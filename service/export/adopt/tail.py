@@ -184,7 +184,7 @@ class Tail:
         """Only what was exposed is answered; nodes in running order, those that nothing reads any more are dropped."""
         del self.graph.output[:], self.graph.value_info[:]
         self.graph.output.extend(self._exposed)
-        nodes = _in_order(_needed(self.graph))
+        nodes = in_order(_needed(self.graph))
         del self.graph.node[:]
         self.graph.node.extend(nodes)
         read = {name for node in nodes for name in read_by(node)}
@@ -219,7 +219,7 @@ def _needed(graph: GraphProto) -> list[NodeProto]:
     return [node for index, node in enumerate(graph.node) if index in wanted]
 
 
-def _in_order(nodes: Sequence[NodeProto]) -> list[NodeProto]:
+def in_order(nodes: Sequence[NodeProto]) -> list[NodeProto]:
     """Each node after those that make what it reads, otherwise in the order in which they came. Raises ExportFailed at a circle."""
     maker = {name: index for index, node in enumerate(nodes) for name in node.output if name}
     needs = [{maker[name] for name in read_by(node) if name in maker} for node in nodes]

@@ -58,12 +58,27 @@ def corners_scores(tail: Tail, outputs: Sequence[Output], contract: Contract) ->
 
 def end_to_end(tail: Tail, outputs: Sequence[Output], contract: Contract) -> None:
     """[n, k, 6]: corners, score, class; rows without an object have a score of 0."""
+    rows = _rows_of_six(tail, outputs)
+    _expose_rows(tail, rows, tail.cut(rows, 0, 4, 2), contract)
+
+
+def end_to_end_centres(tail: Tail, outputs: Sequence[Output], contract: Contract) -> None:
+    """[n, k, 6]: cx, cy, w, h, score, class."""
+    rows = _rows_of_six(tail, outputs)
+    _expose_rows(tail, rows, tail.corners(tail.cut(rows, 0, 4, 2)), contract)
+
+
+def _rows_of_six(tail: Tail, outputs: Sequence[Output]) -> str:
     rows = tail.as_float(one_of(outputs, "one output [n, k, 6]"))
     if outputs[0].rank != 3 or (outputs[0].shape or ())[2] not in (6, None):
         raise ExportFailed(f"an end-to-end detector answers [n, k, 6], not {outputs[0].label}")
+    return rows
+
+
+def _expose_rows(tail: Tail, rows: str, corners: str, contract: Contract) -> None:
     score, label = (tail.squeeze(tail.cut(rows, column, column + 1, 2), 2) for column in (4, 5))
     scores = tail.one_hot(label, tail.activated(score, contract.activation, rank=2), contract.first_class + contract.classes)
-    expose_detections(tail, _scaled(tail, tail.cut(rows, 0, 4, 2), contract), _without_first(tail, scores, contract), contract)
+    expose_detections(tail, _scaled(tail, corners, contract), _without_first(tail, scores, contract), contract)
 
 
 def expose_detections(tail: Tail, boxes: str, scores: str, contract: Contract) -> None:
@@ -80,13 +95,17 @@ def one_of(outputs: Sequence[Output], wanted: str) -> Output:
 
 
 def _rows(tail: Tail, outputs: Sequence[Output], contract: Contract, before: int) -> str:
-    """The output as float32 [n, k, before + C], whichever of its last two axes are the columns."""
+    """The output as float32 [n, k, before + C], whichever of its last two axes are the columns.
+
+    Rows with an objectness have them last wherever their number is not known before it runs, as old YOLOv5's of free size.
+    """
     columns = before + contract.first_class + contract.classes
     output = one_of(outputs, f"one output with {columns} columns")
-    if output.rank != 3 or output.shape is None or columns not in output.shape[1:]:
+    unknown = before == 5 and output.rank == 3 and (output.shape or ())[2] is None
+    if output.rank != 3 or output.shape is None or not (unknown or columns in output.shape[1:]):
         raise ExportFailed(f"there is no axis of {columns} ({before} and {columns - before} classes) in {output.label}")
     rows = tail.as_float(output)
-    first = output.shape[2] != columns if before == 5 else output.shape[1] == columns
+    first = output.shape[2] not in (columns, None) if before == 5 else output.shape[1] == columns
     return tail.transpose(rows, 0, 2, 1) if first else rows
 
 

@@ -74,7 +74,7 @@ class Foreign:
 
     def reshape(self, x: str, *rest: int) -> str:
         """[batch, *rest], with the batch written down where it is fixed, as exporters do."""
-        return self.node("Reshape", x, self.constant(np.array([1 if self.batch == 1 else 0, *rest], np.int64)))
+        return self.node("Reshape", x, self.constant(np.array([self.batch if isinstance(self.batch, int) else 0, *rest], np.int64)))
 
     def rows(self, columns: int, strides: Sequence[int]) -> str:
         """Heads of several strides, one after the other, as [n, columns, k]."""

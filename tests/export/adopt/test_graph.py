@@ -79,7 +79,6 @@ def test_one_channel_is_grey(
         ({}, {"layout": "NHWC"}, "has no 3 channels as RGB in NHWC needs"),
         ({"dtype": "uint8"}, {"scale": 1 / 255}, "takes whole numbers: scale, mean and std must be left"),
         ({}, {"input": "image"}, "there is no input 'image'; the inputs are: images"),
-        ({"batch": 4}, {}, "the file takes 4 pictures at a time"),
     ],
 )
 def test_an_input_that_does_not_fit_is_refused(
@@ -87,6 +86,41 @@ def test_an_input_that_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(ExportFailed, match=said):
         adopt(rows_file(foreign, tmp_path / "their.onnx", **options), ROWS.model_copy(update=changed))
+
+
+def test_a_batch_fixed_to_several_is_freed(
+    foreign: Any, pictures: Callable[..., Array], house: Callable[..., Any], tmp_path: Path
+) -> None:
+    path, pixels = rows_file(foreign, tmp_path / "their.onnx", batch=4), pictures(4)
+    wanted = by_hand(path, pixels.transpose(0, 3, 1, 2).astype(np.float32))
+    for count in (1, 3, 4):
+        np.testing.assert_allclose(house(path, ROWS, pixels[:count])["scores"], wanted[:count], rtol=1e-4, atol=2e-3)
+
+
+def test_nodes_that_are_out_of_order_do_not_fix_the_batch(
+    foreign: Any, pictures: Callable[..., Array], house: Callable[..., Any], tmp_path: Path
+) -> None:
+    """As converters to float16 leave them: the cast of the input stands behind all that reads it."""
+    file = foreign()
+    file.picture = file.node("Cast", file.picture, to=TensorProto.FLOAT)
+    file.output(file.rows(8, (32,)), "output0", [1, 8, 6])
+    file.nodes.append(file.nodes.pop(0))
+    path, pixels = file.save(tmp_path / "their.onnx"), pictures(2)
+    wanted = [by_hand(path, pixels[i : i + 1].transpose(0, 3, 1, 2).astype(np.float32))[0] for i in range(2)]
+    np.testing.assert_allclose(house(path, ROWS, pixels)["scores"], wanted, rtol=1e-4, atol=2e-3)
+
+
+def test_factors_of_a_resize_that_are_cast_do_not_fix_the_batch(
+    foreign: Any, pictures: Callable[..., Array], house: Callable[..., Any], tmp_path: Path
+) -> None:
+    """As float16 exports have it: without the factors' values nothing is known of any shape behind the Resize."""
+    file = foreign()
+    factors = file.node("Cast", file.constant(np.array([1, 1, 2, 2], np.float16)), to=TensorProto.FLOAT)
+    x = file.reshape(file.node("Resize", file.head(8, 32), "", factors), 8, -1)
+    file.output(file.node("Add", x, file.constant(np.zeros((1, 8, 24), np.float32))), "output0", [1, 8, 24])
+    path, pixels = file.save(tmp_path / "their.onnx"), pictures(2)
+    wanted = [by_hand(path, pixels[i : i + 1].transpose(0, 3, 1, 2).astype(np.float32))[0] for i in range(2)]
+    np.testing.assert_allclose(house(path, ROWS, pixels)["scores"], wanted, rtol=1e-4, atol=2e-3)
 
 
 def test_a_second_input_that_nothing_feeds_is_named_and_one_that_nothing_reads_is_dropped(foreign: Any, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import TensorProto, helper
 
 from service.errors import ExportFailed
 from service.export.adopt import adopt
@@ -169,6 +169,24 @@ def rows_as_answer(
     return Path(file.save(path))
 
 
+def test_columns_that_are_not_known_before_it_runs(
+    foreign: Any, pictures: Callable[..., Array], house: Callable[..., dict[str, Array]], tmp_path: Path
+) -> None:
+    """As YOLOv5's own exports of free size have them; without an objectness they may be on either axis, and are refused."""
+    file = foreign(batch="n")
+    nothing = file.node("Mul", file.node("ReduceMean", file.picture, keepdims=0), file.constant(np.float32(0)))
+    shape = file.node("Add", file.constant(np.array([0, 126, 9], np.float32)), nothing)
+    x = file.node("Transpose", file.rows(9, STRIDES), perm=[0, 2, 1])
+    file.output(file.node("Reshape", x, file.node("Cast", shape, to=TensorProto.INT64)), "output0", ["n", "k", "columns"])
+    path, pixels = file.save(tmp_path / "their.onnx"), pictures(2)
+    found = house(path, contract("yolov5", 4), pixels)
+    for index in range(2):
+        (answer,) = run_once(path, {"images": nchw(pixels[index : index + 1])}).values()
+        agree(found, *by_hand("yolov5", answer[0], 64, 96), index)
+    with pytest.raises(ExportFailed, match=r"there is no axis of 9 \(4 and 5 classes\) in 'output0' \[\?, \?, \?\]"):
+        adopt(path, contract("yolov8", 5))
+
+
 TABLE = ((1.5, 2.25, 30, 40, 0.875, 2), (8, 9, 10, 11, 0.5, 0), (0, 0, 1, 1, 0.25, 3), (0, 0, 0, 0, 0, -1), (5, 5, 6, 6, 0.125, 9))
 
 
@@ -196,6 +214,15 @@ def test_end_to_end_coordinates_of_one_and_a_background(
     found = house(path, contract("end-to-end", 3, boxes="unit", first_class=1), pictures(1))
     np.testing.assert_allclose(found["boxes"][0], [[24, 32, 48, 64], [0, 0, 96, 64]])
     assert (found["scores"][0] > 0).tolist() == [[False, True, False], [False, False, False]]
+
+
+def test_end_to_end_rows_of_centre_and_size(
+    foreign: Any, pictures: Callable[..., Array], house: Callable[..., dict[str, Array]], tmp_path: Path
+) -> None:
+    path = rows_as_answer(foreign, tmp_path / "their.onnx", [(0.5, 0.75, 0.25, 0.5, 0.5, 2), (0.5, 0.5, 1, 1, 0.5, 0)])
+    found = house(path, contract("end-to-end-centres", 3, boxes="unit"), pictures(1))
+    np.testing.assert_allclose(found["boxes"][0], [[36, 32, 60, 64], [0, 0, 96, 64]])
+    assert (found["scores"][0] > 0).tolist() == [[False, False, True], [True, False, False]]
 
 
 def test_the_best_of_all_places_chosen_inside_the_graph(
@@ -246,7 +273,7 @@ def test_one_of_two_outputs_is_named(
         adopt(path, contract("yolov8", outputs=("output1",)))
 
 
-@pytest.mark.parametrize("decoder", [*BEFORE, "end-to-end"])
+@pytest.mark.parametrize("decoder", [*BEFORE, "end-to-end", "end-to-end-centres"])
 def test_another_number_of_columns_is_refused(foreign: Any, tmp_path: Path, decoder: str) -> None:
     path = export(foreign, tmp_path / "their.onnx", "yolov8", 13)
     with pytest.raises(ExportFailed, match=r"'output0' \[\?, 17, 126\]"):
