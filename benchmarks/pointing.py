@@ -1,13 +1,13 @@
 """Does the classifier look at the object? The pointing game and the boxes of class activation maps, on photos of yours.
 
-    python benchmarks/pointing.py --coco DIR [--least 0.2] [--shares 0.2,0.35,0.5] [--imagenet DIR] [--json OUT]
+python benchmarks/pointing.py --coco DIR [--least 0.2] [--shares 0.2,0.35,0.5] [--imagenet DIR] [--json OUT]
 
-    --coco      annotations.json in COCO's format and the photos its images name. Those count whose largest object covers at least
-                `--least` of the photo and is of a class that ImageNet has too (COUNTERPARTS). The map of the most probable class,
-                right or wrong, points at its strongest place: inside a box of that object's class it is a hit (Zhang et al. 2016,
-                arXiv 1608.00507). Beside it the middle of the photo, which needs no network, and the boxes at each share.
-    --imagenet  labels.csv with columns file,index, and the photos. There are no boxes: measured is how much the most probable
-                class loses when a patch there is covered with grey, next to one in the middle and one anywhere.
+--coco      annotations.json in COCO's format and the photos its images name. Those count whose largest object covers at least
+            `--least` of the photo and is of a class that ImageNet has too (COUNTERPARTS). The map of the most probable class,
+            right or wrong, points at its strongest place: inside a box of that object's class it is a hit (Zhang et al. 2016,
+            arXiv 1608.00507). Beside it the middle of the photo, which needs no network, and the boxes at each share.
+--imagenet  labels.csv with columns file,index, and the photos. There are no boxes: measured is how much the most probable
+            class loses when a patch there is covered with grey, next to one in the middle and one anywhere.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import track
 
 from service import Engine
-from service.imaging.boxes import iou_matrix
+from service.imaging.boxes import iou
 from service.imaging.heat import Edges, region, strongest, within
 from service.settings import Settings
 from service.tasks.activation import SHARE
@@ -75,7 +75,6 @@ COUNTERPARTS: dict[str, Sequence[int]] = {
     "sheep": (348,),
     "sink": (896,),
     "skis": (795,),
-    "suitcase": (),
     "teddy bear": (850,),
     "tie": (906,),
     "toaster": (859,),
@@ -167,7 +166,10 @@ def pointing(looks: Sequence[Look], shares: Sequence[float]) -> dict[str, Any]:
         "photos": len(looks),
         "strongest point inside": float(np.mean(hits)),
         "middle of the photo inside": float(np.mean(middle)),
-        "iou": {name: {"mean": float(np.mean(found)), "at least 0.5": float(np.mean(np.array(found) >= 0.5))} for name, found in boxes.items()},
+        "IoU": {
+            name: {"mean": float(np.mean(found)), "at least 0.5": float(np.mean(np.array(found) >= 0.5))}
+            for name, found in boxes.items()
+        },
     }
 
 
@@ -203,9 +205,9 @@ def show(figures: dict[str, Any]) -> None:
         print(f"{name}: {found['photos']} photos")
         print(f"  strongest point inside      {found['strongest point inside']:.3f}")
         print(f"  middle of the photo inside  {found['middle of the photo inside']:.3f}")
-        for box, iou in found["iou"].items():
+        for box, overlap in found["IoU"].items():
             note = "  <- in use" if box == f"box at {SHARE:g}" else ""
-            print(f"  {box:<20} IoU mean {iou['mean']:.3f}, at least 0.5: {iou['at least 0.5']:.3f}{note}")
+            print(f"  {box:<20} IoU mean {overlap['mean']:.3f}, at least 0.5: {overlap['at least 0.5']:.3f}{note}")
     if "imagenet" in figures:
         found = figures["imagenet"]
         print(f"a patch of {PATCH:.2f} of the view's sides covered, {found['photos']} photos: share of the confidence that is left")
@@ -225,7 +227,7 @@ def _inside(point: tuple[float, float], boxes: NDArray[np.float32]) -> bool:
 
 
 def _iou(box: Edges, one: Look) -> float:
-    return float(iou_matrix(np.array([box], np.float32), one.boxes[:1])[0, 0])
+    return float(iou(np.array([box], np.float32), one.boxes[:1])[0, 0])
 
 
 if __name__ == "__main__":

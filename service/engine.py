@@ -21,7 +21,7 @@ from service.recognition import Recognition
 from service.repository.progress import Progress, terminal_progress
 from service.repository.spec import Task
 from service.repository.store import find_built
-from service.runtime.machine import usable_cores
+from service.runtime.machine import give_back_memory, usable_cores
 from service.settings import Settings
 from service.tasks.classify import ClassifyAnswer, ClassifyOptions, classify, crop_scale, explain
 from service.tasks.detect import DetectAnswer, DetectOptions, detect, letterbox_scale
@@ -128,6 +128,8 @@ class Engine:
         check_looks(options, model, self.fleet.loaded)
         photo, timing = self._opened(image, options)
         found = explain(photo.pixels, options, model, timing, photo.grid)
+        if options.sliding_window:
+            give_back_memory()  # a large photo's feature maps are some hundred megabytes
         info = model.info.model_copy(update={"precision": model.spec.precision})  # "maps" runs as it was built
         answer = ClassifyAnswer(model=info, image=photo.info, timing_ms=timing.report(), **found.fields)
         answer.keep_heat(found.heat)

@@ -18,7 +18,7 @@ from service.repository.spec import InputContract
 from service.tasks.task import Pixels
 
 Maps = NDArray[np.float32]
-SHARE = 0.35
+SHARE = 0.2
 """Of the strongest, from which on a place belongs to the region that is boxed: benchmarks/pointing.py --shares measures it."""
 WINDOWS_PIXELS = 2**20
 """Network pixels that windows slide over: larger photos are scaled down to that."""
