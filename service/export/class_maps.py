@@ -8,7 +8,7 @@ Both are linear, so that the mean of a class's map over positions is its logit: 
 of the usual size has is the class of that window: Sermanet et al. 2013, OverFeat (arXiv 1312.6229).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,13 +17,34 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
 
 from service.errors import ExportFailed
-from service.export.rewrite import Array, attribute, constants, copy_of, replace_nodes
+from service.export.rewrite import Array, attribute, copy_of, replace_nodes
 
 LOGITS, MAPS = "logits", "maps"
 _PREFIX = "maps/"
 _PASSED = frozenset({"Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Cast"})
 """What moves numbers from one shape to another without changing them, at inference."""
 _POOLS = frozenset({"GlobalAveragePool", "AveragePool", "ReduceMean"})
+
+
+class _Known(Mapping[str, Array]):
+    """Every tensor known before the graph runs, by name: unpacked when it is asked for, since few of the weights are."""
+
+    def __init__(self, model: ModelProto) -> None:
+        values = ((node.output[0], attribute(node, "value")) for node in model.graph.node if node.op_type == "Constant")
+        self._tensors: dict[str, TensorProto] = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._tensors |= {name: tensor for name, tensor in values if tensor is not None}
+
+    def __getitem__(self, name: str) -> Array:
+        return numpy_helper.to_array(self._tensors[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 @dataclass
@@ -80,7 +101,7 @@ def class_maps(model: ModelProto) -> ModelProto:
 def _walk(model: ModelProto, end: _End) -> NodeProto:
     """From the logits back to the node that averages. Raises ExportFailed."""
     makers: dict[str, NodeProto] = {name: node for node in model.graph.node for name in node.output}
-    known = constants(model)
+    known = _Known(model)
     name = LOGITS
     while True:
         node = makers.get(name)
@@ -93,7 +114,7 @@ def _walk(model: ModelProto, end: _End) -> NodeProto:
         name = _step(node, known, end)
 
 
-def _step(node: NodeProto, known: dict[str, Array], end: _End) -> str:
+def _step(node: NodeProto, known: _Known, end: _End) -> str:
     """Take one node into `end`; gives the tensor that it reads. Raises ExportFailed."""
     if node.op_type in _PASSED:
         return str(node.input[0])
@@ -106,25 +127,25 @@ def _step(node: NodeProto, known: dict[str, Array], end: _End) -> str:
     return take(node, known, end)
 
 
-def _log(node: NodeProto, _: dict[str, Array], end: _End) -> str:
+def _log(node: NodeProto, _: _Known, end: _End) -> str:
     end.logarithm = True
     return str(node.input[0])
 
 
-def _relu(node: NodeProto, _: dict[str, Array], end: _End) -> str:
+def _relu(node: NodeProto, _: _Known, end: _End) -> str:
     if not end.logarithm:
         raise ExportFailed("between the average and the classes, or in place of it, is Relu")
     return str(node.input[0])  # of probabilities, before their logarithm
 
 
-def _softmax(node: NodeProto, _: dict[str, Array], end: _End) -> str:
+def _softmax(node: NodeProto, _: _Known, end: _End) -> str:
     if node.op_type == "Softmax" and not (end.logarithm or end.either):
         raise ExportFailed("it answers probabilities where logits were expected")
     end.logarithm = end.either = False
     return str(node.input[0])
 
 
-def _slice(node: NodeProto, known: dict[str, Array], end: _End) -> str:
+def _slice(node: NodeProto, known: _Known, end: _End) -> str:
     if len(node.input) > 1:
         given = [known.get(name, np.zeros(0)).ravel().tolist() for name in node.input[1:]]
     else:
@@ -136,7 +157,7 @@ def _slice(node: NodeProto, known: dict[str, Array], end: _End) -> str:
     return str(node.input[0])
 
 
-def _add(node: NodeProto, known: dict[str, Array], end: _End) -> str:
+def _add(node: NodeProto, known: _Known, end: _End) -> str:
     by = next((index for index in (1, 0) if node.input[index] in known), None)
     if by is None:
         raise ExportFailed("between the average and the classes, or in place of it, is a sum")
@@ -145,12 +166,12 @@ def _add(node: NodeProto, known: dict[str, Array], end: _End) -> str:
     return str(node.input[1 - by])
 
 
-def _matmul(node: NodeProto, known: dict[str, Array], end: _End) -> str:
+def _matmul(node: NodeProto, known: _Known, end: _End) -> str:
     end.dense(_weight(node, known).T)
     return str(node.input[0])
 
 
-def _gemm(node: NodeProto, known: dict[str, Array], end: _End) -> str:
+def _gemm(node: NodeProto, known: _Known, end: _End) -> str:
     weight = _weight(node, known) * attribute(node, "alpha", 1.0)
     bias = known.get(node.input[2]) if len(node.input) > 2 else None
     if attribute(node, "transA", 0) or (len(node.input) > 2 and bias is None):
@@ -159,7 +180,7 @@ def _gemm(node: NodeProto, known: dict[str, Array], end: _End) -> str:
     return str(node.input[0])
 
 
-def _conv(node: NodeProto, known: dict[str, Array], end: _End) -> str:
+def _conv(node: NodeProto, known: _Known, end: _End) -> str:
     """A 1 x 1 convolution of the single position that an average leaves."""
     weight = _weight(node, known)
     if weight.ndim != 4 or weight.shape[2:] != (1, 1) or attribute(node, "group", 1) != 1 or any(attribute(node, "pads", ())):
@@ -168,7 +189,7 @@ def _conv(node: NodeProto, known: dict[str, Array], end: _End) -> str:
     return str(node.input[0])
 
 
-def _weight(node: NodeProto, known: dict[str, Array]) -> Array:
+def _weight(node: NodeProto, known: _Known) -> Array:
     weight = known.get(node.input[1])
     if weight is None or weight.dtype.kind != "f":
         raise ExportFailed(
@@ -177,7 +198,7 @@ def _weight(node: NodeProto, known: dict[str, Array]) -> Array:
     return weight
 
 
-_LAYERS: dict[str, Callable[[NodeProto, dict[str, Array], _End], str]] = {
+_LAYERS: dict[str, Callable[[NodeProto, _Known, _End], str]] = {
     "Log": _log,
     "Relu": _relu,
     "Softmax": _softmax,
@@ -190,7 +211,7 @@ _LAYERS: dict[str, Callable[[NodeProto, dict[str, Array], _End], str]] = {
 }
 
 
-def _check_pool(model: ModelProto, node: NodeProto, known: dict[str, Array]) -> None:
+def _check_pool(model: ModelProto, node: NodeProto, known: _Known) -> None:
     """Does it average over all positions of a map [n, c, rows, columns], and nothing else? Raises ExportFailed."""
     if node.op_type == "GlobalAveragePool":
         return

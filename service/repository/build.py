@@ -192,6 +192,8 @@ def _export(spec: ModelSpec, weights: Mapping[str, Path], folder: Path) -> dict[
             graphs[MAPS] = class_maps(graphs["model"])
         except ExportFailed as error:
             refused[MAPS] = str(error)
+        except Exception as error:  # noqa: BLE001 - whatever is in somebody's graph, it answers without maps
+            refused[MAPS] = f"none could be made: {type(error).__name__}: {error}"
     for name, graph in graphs.items():
         save(graph, folder / f"{name}.onnx")
     for precision, variant in _variants(spec, graphs["model"]).items():
