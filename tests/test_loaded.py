@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from service.engine import Engine
+from service.errors import InferenceFailed
 from service.loaded import LoadedModel, known_tuning, load, load_known, tune_ahead, usual_feeds
 from service.repository.build import RECORD
 from service.repository.parity import load_cases
@@ -26,6 +27,7 @@ from service.runtime.providers import CPU, Choice
 from service.runtime.remembered import FILE
 from service.settings import Settings
 from service.tasks.face_embedding import METHOD
+from service.tasks.task import Timing
 
 SETTINGS = Settings(device="cpu", cores=2)
 UNTUNED = Settings(device="cpu", cores=2, tune=False)
@@ -115,9 +117,7 @@ def test_the_fastest_variant_is_chosen_and_named(copy: Callable[[str], BuiltMode
     small, large = copy("yunet"), copy("yolov3-tiny")
     feeds = load_cases(small.spec)["model"].feeds
     assert set(feeds) == set(load_cases(large.spec)["model"].feeds)
-    built = replace(
-        large, spec=small.spec, faster={"int8": {"model": small.graphs["model"].rename(small.folder / "model.int8.onnx")}}
-    )
+    built = replace(large, spec=small.spec, faster={"int8": small.graphs["model"].rename(small.folder / "model.int8.onnx")})
     with opened(built, SETTINGS.model_copy(update={"batch": 1})) as model:
         assert model.info.precision == "int8"
         assert {one.precision for one in model.tuning.measured} == {"float32", "int8"}
@@ -254,3 +254,30 @@ def test_a_calibrated_threshold_holds_for_what_it_was_measured_with(
         assert model.spec.threshold is not None
         assert model.spec.threshold.value == wanted
     assert [warning in record.getMessage() for record in caplog.records] == ([] if warning is None else [True])
+
+
+def test_a_graph_that_is_opened_later_runs_in_float32_and_at_once_next_time(copy: Callable[[str], BuiltModel]) -> None:
+    built = copy("efficientnet-lite0")
+    case = load_cases(built.spec)["maps"]
+    for _ in range(2):
+        with opened(built, UNTUNED.model_copy(update={"precision": "int8"})) as model:
+            assert model.info.precision == "int8"
+            assert set(model.sessions) == {"model"}
+            outputs = model.run(case.feeds, Timing(), "maps")
+            assert set(model.sessions) == {"model", "maps"}
+        np.testing.assert_allclose(outputs["logits"], case.outputs["logits"], atol=1e-4)
+    assert len(list((built.folder / FOLDER).glob("maps-*.onnx"))) == 1
+
+
+def test_a_damaged_graph_is_not_opened_later(copy: Callable[[str], BuiltModel]) -> None:
+    built = copy("efficientnet-lite0")
+    feeds = load_cases(built.spec)["maps"].feeds
+    graph = built.graphs["maps"]
+    whole = graph.read_bytes()
+    with opened(built, UNTUNED) as model:
+        graph.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(InferenceFailed, match=r"maps\.onnx has changed since it was built"):
+            model.run(feeds, Timing(), "maps")
+        assert set(model.sessions) == {"model"}
+        graph.write_bytes(whole)
+        assert "maps" in model.run(feeds, Timing(), "maps")

@@ -80,6 +80,8 @@ _MODEL_CARD: dict[str, Any] = {
         ],
         "note": None,
     },
+    "explains": False,
+    "slides": False,
     "classes": 80,
     "accuracy": [
         {
@@ -116,7 +118,8 @@ REQUESTS: dict[str, dict[str, Any]] = {
 }
 
 CURL: dict[str, str] = {
-    "/classify": "curl -F image=@cat.jpg -F top_k=3 localhost:8000/classify",
+    "/classify": "curl -F image=@cat.jpg -F top_k=3 localhost:8000/classify\n"
+    "curl -F image=@cat.jpg 'localhost:8000/classify?explain=true&format=jpeg' -o heat.jpg",
     "/detect": "curl -F image=@street.jpg localhost:8000/detect\n"
     "curl -F image=@street.jpg -H 'Accept: image/jpeg' localhost:8000/detect -o drawn.jpg",
     "/detect-faces": "curl -F image=@team.jpg localhost:8000/detect-faces\n"

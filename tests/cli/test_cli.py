@@ -55,6 +55,21 @@ def test_classify_prints_labels(capsys: pytest.CaptureFixture[str], photo_path: 
     assert len(out.splitlines()) == 3
 
 
+def test_where_the_network_looks_is_said_and_drawn(
+    capsys: pytest.CaptureFixture[str], photo_path: Callable[[str], Path], tmp_path: Path
+) -> None:
+    status, out, _ = run(capsys, "classify", photo_path("coffee"), "--explain", "--sliding-window", "--out", tmp_path / "heat.png")
+    assert status == 0
+    assert "espresso: x 1" in out
+    assert "windows: espresso" in out
+    with Image.open(tmp_path / "heat.png") as picture:
+        assert picture.size == (600, 400)
+    status, _, err = run(capsys, "classify", photo_path("coffee"), "--out", tmp_path / "plain.png")
+    assert status == 1
+    assert "only with --explain or --sliding-window" in err
+    assert not (tmp_path / "plain.png").exists()
+
+
 def test_a_folder_as_json_lines_reports_the_damaged_photo_and_goes_on(capsys: pytest.CaptureFixture[str], album: Path) -> None:
     status, out, _ = run(capsys, "classify", album, "--json")
     records = {Path(record["file"]).name: record for record in map(json.loads, out.splitlines())}
