@@ -1,0 +1,391 @@
+"""Work that takes minutes: begun now, watched while it goes on, fetched when it is done. Nothing here knows HTTP.
+
+    submit -> waiting, first come first served -> a nice thread -> step, step, step ... -> done | failed | cancelled
+                                                     |-> View, Preview -> whoever listens
+
+A job belongs to this process and lives in its memory only: what it is made from until it begins, what came of it for a while after
+it has ended. Everything is bounded: how many run, wait and are kept, the bytes that wait, and the seconds that one may run.
+Listeners are woken and then look at the newest View: nothing is queued for one that is slow.
+"""
+
+import logging
+import secrets
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, Protocol, Self, get_args
+
+from service.errors import DeadlineExceeded, JobUnfinished, JobUnknown, NotReady, QueueFull, VisionError
+from service.imaging.codec import encode
+from service.runtime.crew import LONGEST_RETRY, be_nice
+from service.settings import Settings
+from service.tasks.painting import shrink
+from service.tasks.task import ModelInfo, Pixels
+
+Status = Literal["queued", "running", "done", "cancelled", "failed"]
+STATUSES: Final[tuple[Status, ...]] = get_args(Status)
+NICE = 19  # of a job's thread: quick answers keep nearly all of the cores
+WAITING_BODIES = 4  # bodies of the largest size that may wait
+PREVIEW_SECONDS = 1.0  # between two previews
+PREVIEW_SIDE, PREVIEW_QUALITY = 256, 80
+SMOOTHING = 0.2  # of the seconds that a step takes
+ID_BYTES = 16
+
+logger = logging.getLogger("service.jobs")
+
+
+class Step(Protocol):
+    """What a job tells after an iteration. `picture` gives what is painted so far, and costs nothing until it is called."""
+
+    @property
+    def iteration(self) -> int: ...
+    @property
+    def iterations(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def content(self) -> float: ...
+    @property
+    def style(self) -> float: ...
+    @property
+    def variation(self) -> float: ...
+    @property
+    def total(self) -> float: ...
+    @property
+    def picture(self) -> Callable[[], Pixels]: ...
+
+
+class Painting(Protocol):
+    """Steps that are computed as they are asked for, the model that computes them, and close(), which ends it early."""
+
+    @property
+    def model(self) -> ModelInfo: ...
+    def __iter__(self) -> Iterator[Step]: ...
+    def close(self) -> None: ...
+
+
+Work = Callable[[], Painting]
+"""Begins a job; called on the job's own thread. Raises VisionError."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A job at one moment. `size`: width and height in pixels that it is painted at; `seconds_left`: by the pace of the last steps;
+    `error`: why it failed, or who cancelled it where that was not its owner."""
+
+    status: Status
+    iterations: int
+    size: tuple[int, int]
+    iteration: int = 0
+    losses: dict[str, float] | None = None
+    seconds_left: float | None = None
+    model: ModelInfo | None = None
+    error: VisionError | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.status not in ("queued", "running")
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What was painted at `iteration`, as a small JPEG."""
+
+    iteration: int
+    jpeg: bytes
+
+
+class Job:
+    """One piece of work. `view` and `preview` are replaced as a whole, so any thread may read them; `options` are its owner's."""
+
+    def __init__(self, identity: str, kind: str, work: Work, options: Any, view: View, weight: int = 0) -> None:
+        self.id, self.kind, self.options, self.weight = identity, kind, options, weight
+        self.created = datetime.now(UTC)
+        self.view = view
+        self.preview: Preview | None = None
+        self.began: float | None = None
+        self.ended: float | None = None
+        self._work: Work | None = work
+        self._picture: Pixels | None = None
+        self._lock = threading.Lock()
+        self._listeners: set[Callable[[], None]] = set()
+        self._pace = 0.0  # seconds a step
+        self._stepped = self._previewed = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """For which it has run."""
+        began, ended = self.began, self.ended
+        return 0.0 if began is None else (time.monotonic() if ended is None else ended) - began
+
+    @contextmanager
+    def listen(self, wake: Callable[[], None]) -> Iterator[None]:
+        """Calls `wake`, on any thread, whenever view or preview has changed; it must not wait for anything."""
+        with self._lock:
+            self._listeners.add(wake)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._listeners.discard(wake)
+
+    def result(self) -> Pixels:
+        """The painting, [h, w, 3]. Raises JobUnfinished."""
+        picture, view = self._picture, self.view
+        if picture is not None:
+            return picture
+        why = {"queued": "waits for its turn", "running": f"has made {view.iteration} of {view.iterations} iterations"}
+        raise JobUnfinished(f"the job {why.get(view.status, f'was {view.status}' if view.status == 'cancelled' else 'has failed')}")
+
+    # For Jobs only.
+
+    def start(self) -> Painting | None:
+        """Begin, and let go of what the job is made from; None where it has been cancelled. Raises what its work raises."""
+        work, self._work = self._work, None
+
+        def begun(view: View) -> View:
+            self.began = self._stepped = time.monotonic()
+            return replace(view, status="running")
+
+        return work() if self._change(begun) and work is not None else None
+
+    def runs_on(self, model: ModelInfo) -> bool:
+        return self._change(lambda view: replace(view, model=model))
+
+    def advance(self, step: Step) -> bool:
+        """A step was made. False: the job has been cancelled, make no more."""
+        now = time.monotonic()
+        spent, self._stepped = now - self._stepped, now
+        self._pace += (spent - self._pace) * (SMOOTHING if self._pace else 1.0)
+        losses = {name: float(getattr(step, name)) for name in ("content", "style", "variation", "total")}
+        left = (step.iterations - step.iteration) * self._pace
+        if self._listeners and now - self._previewed >= PREVIEW_SECONDS:
+            self._previewed = now
+            small = shrink(step.picture(), PREVIEW_SIDE)
+            self.preview = Preview(step.iteration, encode(small, "jpeg", PREVIEW_QUALITY))
+
+        def made(view: View) -> View:
+            size = step.width, step.height
+            return replace(view, iteration=step.iteration, iterations=step.iterations, size=size, losses=losses, seconds_left=left)
+
+        return self._change(made)
+
+    def end(self, status: Status, picture: Pixels | None = None, error: VisionError | None = None) -> bool:
+        """False where it has ended before."""
+        self._work = None
+
+        def ended(view: View) -> View:
+            self.ended, self._picture = time.monotonic(), picture
+            size = view.size if picture is None else (picture.shape[1], picture.shape[0])
+            return replace(view, status=status, size=size, seconds_left=None, error=error)
+
+        return self._change(ended)
+
+    def _change(self, new: Callable[[View], View]) -> bool:
+        with self._lock:
+            if self.view.ended:
+                return False
+            self.view = new(self.view)
+            listeners = tuple(self._listeners)
+        for wake in listeners:
+            wake()
+        return True
+
+
+class Jobs:
+    """All jobs of this process. At most `running` run and `waiting` wait, whose weights (bytes) are at most `budget` together; one
+    may run for `seconds`. The last `kept` that have ended are remembered, for `keep_seconds`. `prefix` begins every id."""
+
+    def __init__(
+        self,
+        *,
+        running: int = 1,
+        waiting: int = 8,
+        budget: int = 2**27,
+        seconds: float = 600.0,
+        kept: int = 16,
+        keep_seconds: float = 3600.0,
+        prefix: str = "",
+    ) -> None:
+        self.prefix = prefix
+        self._most_running, self._most_waiting, self._budget = running, waiting, budget
+        self._seconds, self._kept, self._keep_seconds = seconds, kept, keep_seconds
+        self._jobs: dict[str, Job] = {}
+        self._waiting: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._threads: list[threading.Thread] = []
+        self._busy = 0  # threads at work
+        self._closed = False
+
+    @classmethod
+    def of(cls, settings: Settings, prefix: str = "") -> Self:
+        return cls(
+            running=settings.jobs,
+            waiting=settings.jobs_waiting,
+            budget=WAITING_BODIES * settings.max_body_bytes,
+            seconds=settings.job_seconds,
+            kept=settings.jobs_kept,
+            keep_seconds=settings.job_keep_seconds,
+            prefix=prefix,
+        )
+
+    def check(self, weight: int = 0) -> None:
+        """Raises what submit() would raise now: QueueFull, or NotReady after close()."""
+        with self._changed:
+            self._check(weight)
+
+    def submit(self, kind: str, work: Work, options: Any, *, iterations: int, size: tuple[int, int], weight: int = 0) -> Job:
+        """Put a job at the end of the queue. `weight`: the bytes that `work` holds until it begins. Raises as check() does."""
+        with self._changed:
+            self._check(weight)
+            identity = self.prefix + secrets.token_urlsafe(ID_BYTES)
+            job = self._jobs[identity] = Job(identity, kind, work, options, View("queued", iterations, size), weight)
+            self._waiting.append(job)
+            if self._busy + len(self._waiting) > len(self._threads) < self._most_running:
+                self._threads.append(threading.Thread(target=self._serve, name=f"job-{len(self._threads)}", daemon=True))
+                self._threads[-1].start()
+            self._changed.notify()
+        return job
+
+    def get(self, identity: str) -> Job:
+        """Raises JobUnknown, also for a job that is no longer kept."""
+        with self._changed:
+            self._forget()
+            if identity not in self._jobs:
+                raise JobUnknown(identity)
+            return self._jobs[identity]
+
+    def drop(self, identity: str) -> Job:
+        """Cancel a job that waits or runs: its thread ends after the iteration that it is at. Forget one that has ended.
+
+        Raises JobUnknown.
+        """
+        job = self.get(identity)
+        if not job.end("cancelled"):
+            with self._changed:
+                self._jobs.pop(identity, None)
+        self._settle(job)
+        return job
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs there are in each status."""
+        found = Counter(job.view.status for job in tuple(self._jobs.values()))
+        return {status: found[status] for status in STATUSES}
+
+    def end(self) -> None:
+        """Take no more jobs, and cancel those that wait or run. Listeners hear of it at once."""
+        with self._changed:
+            self._closed = True
+            jobs = tuple(self._jobs.values())
+            self._waiting.clear()
+            self._changed.notify_all()
+        for job in jobs:
+            job.end("cancelled", error=NotReady("the service is shutting down"))
+
+    def close(self, timeout: float | None = None) -> bool:
+        """end(), and wait until what ran has come to the end of its iteration, for `timeout` seconds at most. Has it?"""
+        self.end()
+        until = None if timeout is None else time.monotonic() + timeout
+        for thread in self._threads:
+            thread.join(None if until is None else max(0.0, until - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    # With the lock held.
+
+    def _check(self, weight: int) -> None:
+        if self._closed:
+            raise NotReady("the service is shutting down")
+        waiting = len(self._waiting) - max(0, self._most_running - self._busy)  # some are on their way to a thread
+        if waiting >= self._most_waiting:
+            raise QueueFull(f"{len(self._waiting)} jobs are waiting already", retry_after=self._soonest())
+        if weight + sum(job.weight for job in self._waiting) > self._budget:
+            raise QueueFull("the pictures of the jobs that wait take too much memory already", retry_after=self._soonest())
+
+    def _soonest(self) -> float:
+        """Seconds until a running job is likely to end."""
+        left = [job.view.seconds_left or LONGEST_RETRY for job in self._jobs.values() if job.view.status == "running"]
+        return min(LONGEST_RETRY, max(1.0, min(left, default=1.0)))
+
+    def _forget(self) -> float | None:
+        """Forget what has ended too long ago, or before too many others. Gives the seconds until that is due again."""
+        ended = sorted((job.ended, job.id) for job in self._jobs.values() if job.ended is not None)
+        latest = time.monotonic() - self._keep_seconds
+        for at, (moment, identity) in enumerate(ended):
+            if moment > latest and at >= len(ended) - self._kept:
+                return moment - latest
+            del self._jobs[identity]
+        return None
+
+    # On the jobs' threads.
+
+    def _serve(self) -> None:
+        be_nice(NICE)
+        while True:
+            job = self._next()
+            if job is None:
+                return
+            self._carry(job)
+            with self._changed:
+                self._busy -= 1
+            del job  # nothing may keep its picture while this thread waits
+
+    def _next(self) -> Job | None:
+        """The job that has waited longest; None after close(). Meanwhile what has ended is forgotten in time."""
+        with self._changed:
+            while not self._waiting:
+                if self._closed:
+                    return None
+                self._changed.wait(self._forget())
+            self._busy += 1
+            return self._waiting.popleft()
+
+    def _carry(self, job: Job) -> None:
+        try:
+            self._paint(job)
+        except VisionError as error:
+            job.end("failed", error=_lean(error))
+        except Exception:
+            logger.exception("a job has failed", extra={"job": job.id[:8]})
+            job.end("failed", error=VisionError())
+        view = job.view
+        told = {"job": job.id[:8], "kind": job.kind, "status": view.status, "iteration": view.iteration}
+        logger.info("a job has ended", extra={**told, "seconds": round(job.seconds, 2)})
+
+    def _paint(self, job: Job) -> None:
+        painting = job.start()
+        if painting is None:
+            return
+        with closing(painting):
+            step: Step | None = None
+            for step in painting if job.runs_on(painting.model) else ():
+                if not job.advance(step):
+                    return
+                if job.seconds > self._seconds and step.iteration < step.iterations:
+                    raise DeadlineExceeded(_too_long(self._seconds, step))
+            if step is not None:
+                job.end("done", picture=step.picture())
+            elif not job.view.ended:
+                raise VisionError("a painting without a single step")
+
+    def _settle(self, job: Job) -> None:
+        with self._changed:
+            if job in self._waiting:
+                self._waiting.remove(job)
+            self._changed.notify_all()  # what has ended is to be forgotten in time
+
+
+def _too_long(seconds: float, step: Step) -> str:
+    made = f"{step.iteration} of {step.iterations} iterations were made in the {seconds:g} seconds that a job may take"
+    return f"{made}; ask for fewer, or for a smaller max_side"
+
+
+def _lean(error: VisionError) -> VisionError:
+    """`error` without what its frames keep alive: whole pictures."""
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    return error
