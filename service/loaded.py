@@ -5,9 +5,11 @@ that precision, from their optimised forms where those are kept, and sizes the l
 """
 
 import logging
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ from service.repository.store import BuiltModel, build_folder
 from service.repository.thresholds import THRESHOLD, read_calibrated
 from service.runtime.machine import in_background, usable_cores
 from service.runtime.optimized import Optimized
-from service.runtime.providers import Choice
+from service.runtime.providers import CPU, Choice
 from service.runtime.remembered import Memory
 from service.runtime.scheduler import Lane
 from service.runtime.session import OrtSession, Session, Sizes
@@ -32,8 +34,14 @@ from service.tasks.task import ModelInfo, Tensors, Timing
 
 logger = logging.getLogger(__name__)
 
+PAINTERS = frozenset({"stylize", "paint"})
+"""Tasks that may take seconds, and so yield the cores to all others."""
+
 CLASS_OUTPUTS = frozenset({"logits", "scores"})
 """Outputs whose last axis is one number a class, where the model has labels."""
+
+DERIVED = 8
+"""Derived graphs of one model that stay open: two for each choice of layers."""
 
 USUAL_SIZE = (480, 640)
 """Height and width that a model is measured at which takes pictures of any size."""
@@ -41,8 +49,11 @@ USUAL_SIZE = (480, 640)
 
 @dataclass
 class LoadedModel:
-    """Implements `service.tasks.task.Model`. `folder` is where it was built; `note` why `provider` is not a faster one; `tuning`
-    how it runs."""
+    """Implements `service.tasks.task.Model`, and `service.tasks.optimize.Painter`.
+
+    `folder` is where it was built; `note` why `provider` is not a faster one; `tuning` how it runs; `open_made` opens a graph that
+    is made on the way.
+    """
 
     spec: ModelSpec
     sessions: dict[str, Session]
@@ -52,10 +63,13 @@ class LoadedModel:
     note: str | None = None
     tuning: Tuning = field(default_factory=lambda: Tuning(plan=Plan(), source="default"))
     warm: bool = False
+    open_made: Callable[[bytes], Session] = lambda graph: OrtSession(graph, Choice(CPU))
     labels: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         self.labels = self.spec.read_labels()
+        self._derived: dict[str, Session] = {}
+        self._deriving = threading.Lock()
 
     @cached_property
     def info(self) -> ModelInfo:
@@ -75,6 +89,14 @@ class LoadedModel:
         timing.add("inference", done.inference_ms, end)
         timing.batch = max(timing.batch, done.batch)
         return done.outputs
+
+    def derive(self, name: str, source: str, make: Callable[[Path], bytes]) -> None:
+        """Have a graph `name` for run(), made of the file of the built graph `source`; the DERIVED asked for last stay open."""
+        with self._deriving:
+            made = self._derived.pop(name, None) or self.open_made(make(self.folder / f"{source}.onnx"))
+            self._derived[name] = self.sessions[name] = made
+            for old in list(self._derived)[:-DERIVED]:
+                del self._derived[old], self.sessions[old]
 
     def warm_up(self) -> None:
         """Run every graph once on the stored parity input; nothing to do when that was done.
@@ -142,9 +164,14 @@ class _Ways:
                 self.memory.keep(self.plans, found)
             return self._noted(found)
 
+    def graphs(self, precision: Precision) -> dict[str, Path]:
+        """The graphs that are opened with the model."""
+        kept = self.built.spec.export.kept
+        return {graph: path for graph, path in self.built.variants[precision].items() if graph not in kept}
+
     def open(self, graph: str, precision: Precision, threads: int, found: Path | None = None) -> Session:
         """One graph. Threads of a painter, which may take seconds, give way to quick answers."""
-        path, painter = self.built.variants[precision][graph], self.built.spec.task == "stylize"
+        path, painter = self.built.variants[precision][graph], self.built.spec.task in PAINTERS
         sizes: Sizes = "huge" if painter else "some" if self.built.spec.input.size is None else "one"
 
         def make() -> OrtSession:
@@ -155,6 +182,10 @@ class _Ways:
             text = f"{self.built.spec.name} was put on {session.provider}; `vision-service doctor` says more"
             raise DeviceUnavailable(f"VISION_DEVICE=cuda, but {text}")
         return session
+
+    def open_made(self, graph: bytes, threads: int) -> Session:
+        """A graph that was made on the way, by a painter."""
+        return in_background(lambda: OrtSession(graph, self.choice, threads=threads, sizes="huge"))
 
     def _measure(self) -> Tuning:
         feeds = load_cases(self.built.spec)["model"].feeds
@@ -207,7 +238,7 @@ def load(built: BuiltModel, choice: Choice, settings: Settings) -> LoadedModel:
     ways = _Ways.of(built, choice, settings)
     tuning = ways.known() or ways.find_out()
     plan = tuning.plan
-    sessions = {graph: ways.open(graph, plan.precision, plan.threads) for graph in built.variants[plan.precision]}
+    sessions = {graph: ways.open(graph, plan.precision, plan.threads) for graph in ways.graphs(plan.precision)}
     return _assemble(ways, tuning, sessions)
 
 
@@ -221,7 +252,7 @@ def load_known(built: BuiltModel, choice: Choice, settings: Settings) -> LoadedM
     if tuning is None:
         return None
     plan = tuning.plan
-    found = {graph: ways.optimized.find(path) for graph, path in built.variants[plan.precision].items()}
+    found = {graph: ways.optimized.find(path) for graph, path in ways.graphs(plan.precision).items()}
     if None in found.values():
         return None
     return _assemble(ways, tuning, {graph: ways.open(graph, plan.precision, plan.threads, path) for graph, path in found.items()})
@@ -245,7 +276,8 @@ def _assemble(ways: _Ways, tuning: Tuning, sessions: dict[str, Session]) -> Load
         return sessions[graph].run(feeds)
 
     lane = Lane(spec.name, run, workers=plan.parallel, queue_length=ways.settings.queue_length, max_batch=plan.batch)
-    return LoadedModel(spec, sessions, ways.built.digest, lane, ways.built.folder, ways.choice.note, tuning)
+    made = partial(ways.open_made, threads=plan.threads)
+    return LoadedModel(spec, sessions, ways.built.digest, lane, ways.built.folder, ways.choice.note, tuning, open_made=made)
 
 
 def _calibrated(built: BuiltModel) -> ModelSpec:
