@@ -23,6 +23,7 @@ from service.errors import DeadlineExceeded, JobUnfinished, JobUnknown, NotReady
 from service.imaging.codec import encode
 from service.runtime.crew import LONGEST_RETRY, be_nice
 from service.settings import Settings
+from service.tasks.optimize import Step
 from service.tasks.painting import shrink
 from service.tasks.task import ModelInfo, Pixels
 
@@ -32,40 +33,18 @@ NICE = 19  # of a job's thread: quick answers keep nearly all of the cores
 WAITING_BODIES = 4  # bodies of the largest size that may wait
 PREVIEW_SECONDS = 1.0  # between two previews
 PREVIEW_SIDE, PREVIEW_QUALITY = 256, 80
-SMOOTHING = 0.2  # of the seconds that a step takes
+SMOOTHING = 0.2  # of the pace
 ID_BYTES = 16
 
 logger = logging.getLogger("service.jobs")
 
 
-class Step(Protocol):
-    """What a job tells after an iteration. `picture` gives what is painted so far, and costs nothing until it is called."""
-
-    @property
-    def iteration(self) -> int: ...
-    @property
-    def iterations(self) -> int: ...
-    @property
-    def height(self) -> int: ...
-    @property
-    def width(self) -> int: ...
-    @property
-    def content(self) -> float: ...
-    @property
-    def style(self) -> float: ...
-    @property
-    def variation(self) -> float: ...
-    @property
-    def total(self) -> float: ...
-    @property
-    def picture(self) -> Callable[[], Pixels]: ...
-
-
 class Painting(Protocol):
-    """Steps that are computed as they are asked for, the model that computes them, and close(), which ends it early."""
+    """Steps that are computed as they are asked for, the model that computes them, None before the first, and close(), which ends
+    it early."""
 
     @property
-    def model(self) -> ModelInfo: ...
+    def model(self) -> ModelInfo | None: ...
     def __iter__(self) -> Iterator[Step]: ...
     def close(self) -> None: ...
 
@@ -115,8 +94,8 @@ class Job:
         self._picture: Pixels | None = None
         self._lock = threading.Lock()
         self._listeners: set[Callable[[], None]] = set()
-        self._pace = 0.0  # seconds a step
-        self._stepped = self._previewed = 0.0
+        self._pace = 0.0  # seconds for all of the work
+        self._done = self._stepped = self._previewed = 0.0
 
     @property
     def seconds(self) -> float:
@@ -155,24 +134,23 @@ class Job:
 
         return work() if self._change(begun) and work is not None else None
 
-    def runs_on(self, model: ModelInfo) -> bool:
-        return self._change(lambda view: replace(view, model=model))
-
-    def advance(self, step: Step) -> bool:
-        """A step was made. False: the job has been cancelled, make no more."""
+    def advance(self, step: Step, model: ModelInfo | None = None) -> bool:
+        """A step was made, by `model`. False: the job has been cancelled, make no more."""
         now = time.monotonic()
-        spent, self._stepped = now - self._stepped, now
-        self._pace += (spent - self._pace) * (SMOOTHING if self._pace else 1.0)
+        share, spent = step.done - self._done, now - self._stepped
+        self._done, self._stepped = step.done, now
+        if share > 0:
+            self._pace += (spent / share - self._pace) * (SMOOTHING if self._pace else 1.0)
         losses = {name: float(getattr(step, name)) for name in ("content", "style", "variation", "total")}
-        left = (step.iterations - step.iteration) * self._pace
+        left = (1 - step.done) * self._pace
         if self._listeners and now - self._previewed >= PREVIEW_SECONDS:
             self._previewed = now
             small = shrink(step.picture(), PREVIEW_SIDE)
             self.preview = Preview(step.iteration, encode(small, "jpeg", PREVIEW_QUALITY))
 
         def made(view: View) -> View:
-            size = step.width, step.height
-            return replace(view, iteration=step.iteration, iterations=step.iterations, size=size, losses=losses, seconds_left=left)
+            told = replace(view, iteration=step.iteration, iterations=step.iterations, size=(step.width, step.height))
+            return replace(told, losses=losses, seconds_left=left, model=model)
 
         return self._change(made)
 
@@ -363,14 +341,14 @@ class Jobs:
             return
         with closing(painting):
             step: Step | None = None
-            for step in painting if job.runs_on(painting.model) else ():
-                if not job.advance(step):
+            for step in painting:
+                if not job.advance(step, painting.model):
                     return
-                if job.seconds > self._seconds and step.iteration < step.iterations:
+                if job.seconds > self._seconds and step.done < 1:
                     raise DeadlineExceeded(_too_long(self._seconds, step))
             if step is not None:
                 job.end("done", picture=step.picture())
-            elif not job.view.ended:
+            else:
                 raise VisionError("a painting without a single step")
 
     def _settle(self, job: Job) -> None:

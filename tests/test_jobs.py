@@ -30,6 +30,10 @@ class Step:
     variation: float = 0.25
     total: float = 4.25
 
+    @property
+    def done(self) -> float:
+        return self.iteration / self.iterations
+
     def picture(self) -> Pixels:
         return np.full((self.height, self.width, 3), self.iteration, np.uint8)
 
