@@ -18,7 +18,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
-from starlette.routing import Route
+from starlette.routing import Route, Router
 from starlette.types import Scope
 
 from service import __version__
@@ -50,6 +50,7 @@ from service.http.methods import Methods, allowed_methods
 from service.http.metrics import JOBS, Metrics
 from service.http.parts import Parts, Protocol, Row
 from service.http.problems import MethodUnsupported, PathUnknown, respond
+from service.http.siblings import Siblings
 from service.http.tasks import TASKS
 from service.jobs import Jobs
 from service.repository.progress import Silent
@@ -101,14 +102,17 @@ def create_app(engine: Engine, *, give_up: Callable[[str], None] = stop_process)
     metrics, traces = Metrics.from_env(), tracing.from_env()
     for group in groups:
         metrics.watch(group.crew.waiting)
-    kept = Jobs.of(engine.settings)
+    siblings = Siblings(metrics.folder, metrics.worker)
+    kept = Jobs.of(engine.settings, siblings.prefix)
     metrics.watch(kept.counts, JOBS)
     spoken = [PROTOCOLS[name] for name in engine.settings.protocols if name in PROTOCOLS]
     table = _table(engine, workers, clerks, metrics, desk)
     budget = UploadBudget.of(engine.settings)
     strangers = None if ring is None else UploadBudget(2 * engine.settings.max_body_bytes)
     parts = Parts(engine, workers[False], clerks, budget, strangers, partial(gate.key_of_body, ring), workers[True])
-    table += _jobs(jobs.Desk(engine, kept, workers[False], budget))
+    of_jobs = _jobs(jobs.Desk(engine, kept, workers[False], budget))
+    own = Router([_route(method, path, endpoint) for method, path, endpoint, _ in of_jobs])
+    table += [(method, path, siblings.shared(endpoint) if "{id}" in path else endpoint, o) for method, path, endpoint, o in of_jobs]
     table += [row for protocol in spoken for row in protocol.rows(parts)]
     ways = {(method, path): _route(method, path, endpoint) for method, path, endpoint, _ in table}
     app = FastAPIOffline(
@@ -117,7 +121,7 @@ def create_app(engine: Engine, *, give_up: Callable[[str], None] = stop_process)
         summary="Classify pictures, find objects, compare faces, paint photos",
         description=openapi.DESCRIPTION,
         routes=list(ways.values()),
-        lifespan=_lifespan(engine, groups, kept, give_up, traces),
+        lifespan=_lifespan(engine, groups, give_up, traces, partial(_keeping, kept, siblings, own)),
         redirect_slashes=False,
         swagger_ui_parameters={"validatorUrl": None, "defaultModelsExpandDepth": 0, "displayRequestDuration": True},
     )
@@ -178,6 +182,15 @@ def _table(
     ]
 
 
+@asynccontextmanager
+async def _keeping(kept: Jobs, siblings: Siblings, own: Router) -> AsyncIterator[None]:
+    """Answers siblings of this worker by `own`; in the end no job goes on."""
+    await siblings.listen(own, _explain)
+    yield
+    await asyncio.to_thread(kept.close, ABANDONED_SECONDS)
+    await siblings.close()
+
+
 def _jobs(desk: jobs.Desk) -> list[Row]:
     return [
         ("POST", OPTIMIZE, jobs.start_endpoint(desk), openapi_jobs.start(desk.engine.settings)),
@@ -229,7 +242,11 @@ def _translate(request: Request, error: Exception) -> VisionError:
 
 
 def _lifespan(
-    engine: Engine, groups: tuple[Workers, ...], kept: Jobs, give_up: Callable[[str], None], traces: tracing.Tracing | None
+    engine: Engine,
+    groups: tuple[Workers, ...],
+    give_up: Callable[[str], None],
+    traces: tracing.Tracing | None,
+    keeping: Callable[[], AbstractAsyncContextManager[None]],
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     def start() -> None:
         try:
@@ -248,8 +265,8 @@ def _lifespan(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         starter = threading.Thread(target=start, name="start", daemon=True)
         starter.start()
-        yield
-        await asyncio.to_thread(kept.close, ABANDONED_SECONDS)
+        async with keeping():
+            yield
         for group in groups:
             await asyncio.to_thread(group.close, ABANDONED_SECONDS)
         await asyncio.to_thread(starter.join, CLOSING_SECONDS)

@@ -86,6 +86,7 @@ class Metrics:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
         self._cells = Cells(folder)
         self._cells.clear(family.name for family in FAMILIES if family.kind == "gauge")
         self._values = self._cells.values
@@ -94,6 +95,11 @@ class Metrics:
         self._of_task: dict[tuple[str, str], tuple[int, list[int]]] = {}
         self._of_gauge: dict[tuple[str, str], int] = {}
         self._watched: list[tuple[Family, Callable[[], Mapping[str, int]]]] = []
+
+    @property
+    def worker(self) -> int:
+        """The number of this process among its siblings, 0 where it has none."""
+        return self._cells.worker
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> "Metrics":
