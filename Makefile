@@ -34,7 +34,7 @@ ifneq ($(shell cat $(MADE) 2>/dev/null),$(CURDIR))
 .PHONY: $(MADE)
 endif
 
-.PHONY: help serve models doctor test check format bench bench-serve bench-overload bench-soak bench-gallery gallery-load gallery-crash accuracy clean
+.PHONY: help serve models doctor test check format bench bench-serve bench-overload bench-soak bench-jobs bench-gallery gallery-load gallery-crash accuracy clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -80,6 +80,9 @@ bench-overload: $(BENCH) ## ten times more requests than can be answered, for a 
 
 bench-soak: $(BENCH) ## memory over 50,000 mixed requests, huge photos among them
 	$(BIN)/python benchmarks/soak.py $(ARGS)
+
+bench-jobs: $(BENCH) ## requests a second and latency while a job paints by optimisation, next to those without one
+	$(BIN)/python benchmarks/jobs.py $(ARGS)
 
 bench-gallery: $(BENCH) ## a million faces: start-up, memory, search, recall; ARGS="--quick" for a try
 	$(BIN)/python benchmarks/gallery.py $(ARGS)

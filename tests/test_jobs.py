@@ -9,8 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service import jobs as module
-from service.errors import DeadlineExceeded, ImageDamaged, JobUnfinished, JobUnknown, NotReady, QueueFull, VisionError
+from service.errors import (
+    DeadlineExceeded,
+    ImageDamaged,
+    InferenceFailed,
+    JobUnfinished,
+    JobUnknown,
+    NotReady,
+    QueueFull,
+    VisionError,
+)
 from service.imaging.codec import decode
 from service.jobs import Job, Jobs
 from service.tasks.task import ModelInfo, Pixels
@@ -277,6 +285,16 @@ def test_an_error_of_the_painting_is_the_job_s(make: Any) -> None:
     until(ended(submit(jobs)))
 
 
+def test_a_fault_of_the_model_is_logged(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+    def broken() -> Any:
+        raise InferenceFailed("out of memory")
+
+    job = submit(make(), broken)
+    until(ended(job))
+    assert isinstance(job.view.error, InferenceFailed)
+    assert "out of memory" in caplog.text
+
+
 def test_a_fault_is_logged_and_not_told(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     job = submit(make(), FakePainting(3, lambda number: 1 // (number - 2)))
     until(ended(job))
@@ -325,7 +343,7 @@ def test_listeners_are_woken_and_find_the_newest(make: Any) -> None:
 
 
 def test_previews_are_small_and_made_for_listeners_only(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PREVIEW_SECONDS", 0.0)
+    monkeypatch.setattr("service.jobs.job.PREVIEW_SECONDS", 0.0)
     jobs, held = make(), Held(3)
     job = submit(jobs, held)
     held.let()

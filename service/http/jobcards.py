@@ -22,7 +22,7 @@ class JobSize(BaseModel):
 
 
 class JobLosses(BaseModel):
-    """What the optimiser makes smaller, each part with its weight."""
+    """At the size that is painted now. `total`, which is made smaller, is the sum of the others by the weights of the options."""
 
     content: float
     style: float

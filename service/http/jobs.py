@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from service import jobs
 from service.engine import Engine
+from service.errors import QueueFull
 from service.http.events import Events
 from service.http.guards import Meter, UploadBudget, Workers
 from service.http.jobcards import OPTIMIZE, Job, ResultOptions
@@ -28,6 +29,8 @@ from service.tasks.optimize import OptimizeOptions
 FIELDS = Fields(("image", "style_image"))
 KIND = "stylize/optimize"
 QUEUE = "/jobs"  # of encoding results
+MOST_LISTENERS = 64  # of one job: each holds a connection for as long as the job runs
+RETRY = 10.0  # seconds after which one more may find a place
 FRESH = {"Cache-Control": "no-store"}
 
 
@@ -52,32 +55,28 @@ def start_endpoint(desk: Desk) -> Endpoint:
         with Meter(engine.settings.max_body_bytes, desk.budget) as meter:
             async with desk.workers.deadline():
                 upload = await read_upload(request, FIELDS, OptimizeOptions, meter)
-                size = await desk.workers.run(OPTIMIZE, partial(_size, engine, upload), request.receive)
-                job = _submit(desk, upload, size)
+                look = partial(_look, engine, upload)
+                size, image, style = await desk.workers.run(OPTIMIZE, look, request.receive)
+                work = partial(engine.optimize, image, style, upload.options)
+                iterations, weight = upload.options.iterations, len(image) + len(style)
+                job = desk.jobs.submit(KIND, work, upload.options, iterations=iterations, size=size, weight=weight)
         card = Job.of(job, request.scope)
         return Response(card.as_json(), 202, {"Location": card.links.self, **FRESH}, JSON)
 
     return optimize
 
 
-def _size(engine: Engine, upload: Upload[OptimizeOptions]) -> tuple[int, int]:
-    """Width and height that the photo will be painted at in the end. Raises whatever would be wrong with the job."""
+def _look(engine: Engine, upload: Upload[OptimizeOptions]) -> tuple[tuple[int, int], bytes, bytes]:
+    """Width and height that the photo will be painted at in the end, and both pictures as they were sent.
+
+    Raises whatever would be wrong with the job.
+    """
     photos = decode_all(engine, upload.images)
     engine.optimize(photos["image"], photos["style_image"], upload.options).close()
     height, width = photos["image"].pixels.shape[:2]
     scale = min(1.0, upload.options.max_side / max(height, width))
-    return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-def _submit(desk: Desk, upload: Upload[OptimizeOptions], size: tuple[int, int]) -> jobs.Job:
-    image, style = (bytes(upload.images[name]) for name in FIELDS.names)
-    work = partial(_begin, desk.engine, image, style, upload.options)
-    iterations = upload.options.iterations
-    return desk.jobs.submit(KIND, work, upload.options, iterations=iterations, size=size, weight=len(image) + len(style))
-
-
-def _begin(engine: Engine, image: bytes, style: bytes, options: OptimizeOptions) -> jobs.Painting:
-    return engine.optimize(image, style, options)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return size, bytes(upload.images["image"]), bytes(upload.images["style_image"])
 
 
 def show_endpoint(desk: Desk) -> Endpoint:
@@ -89,7 +88,10 @@ def show_endpoint(desk: Desk) -> Endpoint:
 
 def events_endpoint(desk: Desk) -> Endpoint:
     async def events(request: Request) -> Response:
-        return Events(desk.jobs.get(request.path_params["id"]))
+        job = desk.jobs.get(request.path_params["id"])
+        if job.listeners >= MOST_LISTENERS:
+            raise QueueFull(f"{MOST_LISTENERS} clients watch this job already", retry_after=RETRY)
+        return Events(job)
 
     return events
 

@@ -108,6 +108,7 @@ EVENTS_OF_JOB: Operation = {
             "content": {events.MEDIA_TYPE: {"schema": {"type": "string"}, "examples": {"events": {"value": STREAM}}}},
             "headers": _HEADERS,
         },
+        errors.QueueFull,
     ),
     "description": WATCHING,
 }

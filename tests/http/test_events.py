@@ -94,7 +94,7 @@ def test_a_slow_listener_is_told_the_newest_and_nothing_piles_up(monkeypatch: py
 
 
 def test_every_iteration_is_told_to_whoever_keeps_up_and_the_end_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.jobs.PREVIEW_SECONDS", 0.0)
+    monkeypatch.setattr("service.jobs.job.PREVIEW_SECONDS", 0.0)
 
     async def watch() -> list[tuple[str, Any]]:
         job, client = a_job(), Client()
@@ -259,7 +259,7 @@ def test_a_listener_that_reads_nothing_is_dropped_and_the_job_goes_on(
 ) -> None:
     caplog.set_level("INFO", "service.access")
     monkeypatch.setattr(events, "PACE", 0.0)
-    monkeypatch.setattr("service.jobs.PREVIEW_SECONDS", 0.0)
+    monkeypatch.setattr("service.jobs.job.PREVIEW_SECONDS", 0.0)
     held.turn = lambda _: time.sleep(0.001)
     noise = encode(np.random.default_rng(1).integers(0, 256, (256, 256, 3)).astype(np.uint8), "jpeg", 95)
     port = serve(held)

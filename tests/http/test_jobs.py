@@ -239,6 +239,13 @@ def test_the_stream_of_an_ended_job_is_its_end(client: TestClient, jpeg: bytes, 
     assert (name, data) == ("end", client.get(f"/jobs/{job}").json())
 
 
+def test_a_job_has_only_so_many_listeners(client: TestClient, jpeg: bytes, turns: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = started(client, jpeg)
+    monkeypatch.setattr("service.http.jobs.MOST_LISTENERS", 0)
+    response = client.get(f"/jobs/{job}/events")
+    assert (response.status_code, response.json()["code"], response.headers["retry-after"]) == (503, "queue_full", "10")
+
+
 def test_head_of_a_stream_has_an_end(client: TestClient, jpeg: bytes, turns: Any) -> None:
     response = client.head(f"/jobs/{started(client, jpeg)}/events")
     assert (response.status_code, response.content) == (200, b"")
