@@ -20,11 +20,11 @@ variation: Mahendran and Vedaldi 2015 (arXiv 1412.0035), with beta = 2.
 from collections.abc import Sequence
 
 import numpy as np
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 from service.errors import ExportFailed
 from service.export.gradient import append_gradient
-from service.export.graph import Graph
+from service.export.graph import Axis, Graph
 
 PICTURE = "picture"
 TINY = 1e-12  # keeps a layer that is silent on the whole style picture from dividing by zero
@@ -48,7 +48,7 @@ def targets(features: ModelProto, content: Sequence[str], style: Sequence[str]) 
         graph.expose(f"features/{layer}", shapes[f"features/{layer}"])
     for layer in style:
         channels = shapes[f"features/{layer}"][1]
-        graph.output(_gram(graph, f"features/{layer}"), f"gram/{layer}", [1, channels, channels])
+        graph.output(_gram(graph, f"features/{layer}", channels), f"gram/{layer}", [1, channels, channels])
     graph.prune()
     return graph.build()
 
@@ -66,7 +66,7 @@ def losses(features: ModelProto, content: Sequence[str], style: Sequence[str]) -
     def of_style(layer: str) -> str:
         f = f"features/{layer}"
         channels = shapes[f][1]
-        return _relative_error(graph, _gram(graph, f), graph.input(f"gram/{layer}", [1, channels, channels]))
+        return _relative_error(graph, _gram(graph, f, channels), graph.input(f"gram/{layer}", [1, channels, channels]))
 
     found = {
         "content": _mean(graph, [of_content(layer) for layer in content]),
@@ -92,12 +92,13 @@ def _resumed(features: ModelProto, content: Sequence[str], style: Sequence[str])
     return Graph.resumed(features)
 
 
-def _gram(graph: Graph, features: str) -> str:
+def _gram(graph: Graph, features: str, channels: Axis) -> str:
     """F F^T / (h w) of features [1, c, h, w]: [1, c, c]."""
-    rows = graph.node("Reshape", features, graph.constant(np.array([0, 0, -1])))
-    product = graph.node("MatMul", rows, graph.node("Transpose", rows, perm=[0, 2, 1]))
-    area = graph.node("Slice", graph.node("Shape", rows), *(graph.constant(np.array([n])) for n in (2, 3)))
-    return graph.node("Mul", product, graph.node("Reciprocal", graph.node("Cast", area, to=1)))
+    rows = graph.node("Reshape", features, graph.constant(np.array([channels, -1])))
+    product = graph.node("Gemm", rows, rows, transB=1)
+    area = graph.node("Slice", graph.node("Shape", rows), *(graph.constant(np.array([n])) for n in (1, 2)))
+    share = graph.node("Mul", product, graph.node("Reciprocal", graph.node("Cast", area, to=TensorProto.FLOAT)))
+    return graph.node("Reshape", share, graph.constant(np.array([1, channels, channels])))
 
 
 def _relative_error(graph: Graph, x: str, target: str) -> str:

@@ -46,7 +46,8 @@ def append_gradient(graph: Graph, loss: str, wrt: str) -> str:
         dy = _total(graph, parts[0])
         for index, name in enumerate(node.input):
             if name in moved:
-                arrived.setdefault(name, []).append(_rule(back, node, dy, index))
+                dx = _rule(back, node, dy, index)
+                arrived.setdefault(name, []).extend([] if dx is None else [dx])
     return _total(graph, arrived[wrt])
 
 
@@ -59,7 +60,7 @@ def _dependents(nodes: Iterable[NodeProto], wrt: str) -> set[str]:
     return moved
 
 
-def _rule(back: Backward, node: NodeProto, dy: str, index: int) -> str:
+def _rule(back: Backward, node: NodeProto, dy: str, index: int) -> str | None:
     rule = RULES.get(node.op_type)
     if rule is None:
         raise ExportFailed(f"{node.op_type} {node.output[0]!r}: no rule for its gradient; there are rules for: {', '.join(RULES)}")
