@@ -148,8 +148,14 @@ def test_when_the_owner_ends_its_streams_end_through_the_others(make: Any, jpeg:
     one.engine.iterations = 100_000
     one.engine.turn = lambda _: time.sleep(0.01)
     job = one.begin(jpeg)["id"]
-    threading.Timer(0.3, one.server.stop).start()
-    _, _, body = other.ask("GET", f"/jobs/{job}/events")
+    with connect(other.server.port) as connection:
+        connection.sendall(f"GET /jobs/{job}/events HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        body = b""
+        while b"event: progress" not in body:
+            body += connection.recv(65_536)
+        one.server.stop()
+        while not body.endswith(b"\r\n0\r\n\r\n"):
+            body += connection.recv(65_536)
     assert body.count(b"event: end") == 1
     assert b'"state":"cancelled"' in body
     status, _, body = other.ask("GET", f"/jobs/{job}")
