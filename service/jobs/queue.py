@@ -15,7 +15,7 @@ from service.settings import Settings
 from service.tasks.optimize import Step
 
 STATUSES: Final[tuple[Status, ...]] = get_args(Status)
-NICE = 19  # of a job's thread: quick answers keep nearly all of the cores
+NICE = 10  # of a job's thread: where cores are short it gets a tenth of what a quick answer gets
 WAITING_BODIES = 4  # bodies of the largest size that may wait
 ID_BYTES = 16
 
