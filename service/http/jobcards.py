@@ -83,7 +83,7 @@ class Job(BaseModel):
         told = self.model_dump(mode="json")
         if told["problem"] is not None:
             told["problem"] = {name: value for name, value in told["problem"].items() if value is not None}
-        return to_json(told)
+        return to_json(told, inf_nan_mode="null")
 
 
 class ResultOptions(Strict):

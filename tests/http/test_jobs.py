@@ -14,6 +14,8 @@ from starlette.testclient import TestClient
 
 from service.http.app import create_app
 from service.http.examples import TINY_PNG
+from service.http.jobcards import Job as Card
+from service.jobs import Job, View
 
 FIELDS = (
     "id",
@@ -313,3 +315,11 @@ def test_at_the_end_of_the_application_no_job_goes_on(fake: Any, jpeg: bytes, tu
         wait(lambda: client.get(f"/jobs/{job}").json()["iteration"] == 1)
     turns.release()
     assert fake.painted.wait(5)
+
+
+def test_a_loss_that_is_no_number_is_null_in_json() -> None:
+    losses = {"content": float("nan"), "style": float("inf"), "variation": 1.0, "total": 1.0}
+    view = View("running", 3, (64, 48), iteration=1, losses=losses)
+    card = Card.of(Job("x", "stylize/optimize", lambda: pytest.fail("not to be run"), None, view), {"path": "/jobs/x"})
+    told = json.loads(card.as_json(), parse_constant=pytest.fail)
+    assert told["losses"] == {"content": None, "style": None, "variation": 1.0, "total": 1.0}
