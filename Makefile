@@ -34,7 +34,7 @@ ifneq ($(shell cat $(MADE) 2>/dev/null),$(CURDIR))
 .PHONY: $(MADE)
 endif
 
-.PHONY: help serve models doctor test check format bench bench-serve bench-overload bench-soak bench-jobs bench-gallery gallery-load gallery-crash accuracy clean
+.PHONY: help serve models doctor test check format bench bench-serve bench-overload bench-soak bench-jobs bench-gallery bench-gatys gallery-load gallery-crash accuracy clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -86,6 +86,9 @@ bench-jobs: $(BENCH) ## requests a second and latency while a job paints by opti
 
 bench-gallery: $(BENCH) ## a million faces: start-up, memory, search, recall; ARGS="--quick" for a try
 	$(BIN)/python benchmarks/gallery.py $(ARGS)
+
+bench-gatys: $(BENCH) ## painting by optimisation: seconds an iteration next to the forward pass alone, memory
+	$(BIN)/python benchmarks/gatys.py $(ARGS)
 
 gallery-load: $(BENCH) ## 64 clients enrol, identify and delete for a minute: is every answer true? ARGS="--backend postgres"
 	$(BIN)/python benchmarks/gallery_load.py $(ARGS)

@@ -34,14 +34,16 @@ COARSEST = 128
 """Longest side in pixels that the coarsest scale is not to fall below."""
 LEAST_SIDE = 32
 """Shortest side in pixels: the deepest layers halve a picture four or five times."""
+FRAME = 8
+"""Pixels painted around the picture, on its reflection, and cut off: the layers see zeros beyond, and paint a rim there."""
 FIRST_STEP, ADAM_RATE = 2.0, 4.0
 """Grey levels by which pixels change in L-BFGS's first trial step, and in each of Adam's."""
 
 
 class OptimizeOptions(Strict):
     content_weight: float = Field(1.0, ge=0, le=1e6, description="how much the photo's content counts")
-    style_weight: float = Field(1.0, ge=0, le=1e6, description="how much the style picture's style counts")
-    tv_weight: float = Field(1.0, ge=0, le=1e6, description="how much smoothness counts: the total variation, against noise")
+    style_weight: float = Field(10.0, ge=0, le=1e6, description="how much the style picture's style counts")
+    tv_weight: float = Field(10.0, ge=0, le=1e6, description="how much smoothness counts: the total variation, against noise")
     content_layers: str | None = Field(None, description="names of layers, separated by commas; empty: the model's own")
     style_layers: str | None = Field(None, description="names of layers, separated by commas; empty: the model's own")
     init: Literal["content", "noise"] = Field("content", description="what to start from: the photo, or noise")
@@ -179,9 +181,8 @@ def share(iterations: int, sizes: Sequence[Size]) -> list[int]:
 
 @dataclass(frozen=True)
 class _Scale:
-    """The losses at one size: everything that the graph is fed but the picture."""
+    """The losses at one size: everything that the graph is fed but the picture. photo: with its frame."""
 
-    size: Size
     photo: Pixels
     feeds: Tensors
     graph: str
@@ -192,7 +193,7 @@ class _Scale:
     def of(
         cls, looks: tuple[Pixels, Pixels], size: Size, options: OptimizeOptions, layers: Layers, graphs: "Graphs", painter: Painter
     ) -> "_Scale":
-        photo = resize(looks[0], *size, "area")
+        photo = _framed(resize(looks[0], *size, "area"))
         seen = painter.run({"picture": to_picture(photo)}, Timing(), graphs.targets)
         wanted = painter.run({"picture": to_picture(style_at(looks[1], size))}, Timing(), graphs.targets)
         weights = options.content_weight, options.style_weight, options.tv_weight
@@ -202,18 +203,19 @@ class _Scale:
             **{f"gram/{layer}": wanted[f"gram/{layer}"] for layer in layers.style},
             **{name: np.array([weight], np.float32) for name, weight in named},
         }
-        return cls(size, photo, feeds, graphs.losses, painter, weights)
+        return cls(photo, feeds, graphs.losses, painter, weights)
 
     def start(self, coarser: Picture | None, options: OptimizeOptions) -> Picture:
         """What to begin with: the painting of the scale before, else the photo or noise."""
         if coarser is not None:
-            return to_picture(resize(to_pixels(coarser), *self.size, "bicubic"))
+            height, width = (side - 2 * FRAME for side in self.photo.shape[:2])
+            return to_picture(_framed(resize(_unframed(to_pixels(coarser)), height, width, "bicubic")))
         if options.init == "content":
             return to_picture(self.photo)
-        return np.random.default_rng(options.seed).uniform(*RANGE, (1, 3, *self.size)).astype(np.float32)
+        return np.random.default_rng(options.seed).uniform(*RANGE, (1, 3, *self.photo.shape[:2])).astype(np.float32)
 
     def evaluate(self, x: Vector) -> Point:
-        outputs = self.painter.run({"picture": x.reshape(1, 3, *self.size), **self.feeds}, Timing(), self.graph)
+        outputs = self.painter.run({"picture": x.reshape(1, 3, *self.photo.shape[:2]), **self.feeds}, Timing(), self.graph)
         losses = {name: float(outputs[name].item()) for name in ("content", "style", "variation")}
         total = sum(weight * loss for weight, loss in zip(self.weights, losses.values(), strict=True))
         return Point(x, total, outputs["gradient"].ravel(), losses)
@@ -277,8 +279,16 @@ def to_pixels(picture: Picture) -> Pixels:
     return np.ascontiguousarray(np.clip(np.rint(picture[0]), *RANGE).astype(np.uint8).transpose(1, 2, 0))
 
 
+def _framed(pixels: Pixels) -> Pixels:
+    return np.pad(pixels, ((FRAME, FRAME), (FRAME, FRAME), (0, 0)), mode="reflect")
+
+
+def _unframed(pixels: Pixels) -> Pixels:
+    return np.ascontiguousarray(pixels[FRAME:-FRAME, FRAME:-FRAME])
+
+
 def _finished(picture: Picture, photo: Pixels, options: OptimizeOptions) -> Pixels:
-    pixels = to_pixels(picture)
+    pixels = _unframed(to_pixels(picture))
     return keep_color(pixels, resize(photo, pixels.shape[0], pixels.shape[1], "area")) if options.preserve_color else pixels
 
 

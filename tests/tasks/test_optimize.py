@@ -21,7 +21,7 @@ from service.repository.spec import ModelSpec, load_spec
 from service.repository.store import own_manifests
 from service.runtime.providers import CPU, Choice
 from service.runtime.session import OrtSession
-from service.tasks.optimize import OptimizeOptions, Step, check, optimize, pick_layers, scales, share, style_at
+from service.tasks.optimize import FRAME, OptimizeOptions, Step, check, optimize, pick_layers, scales, share, style_at
 from service.tasks.task import Pixels, Tensors, Timing
 
 Photo = Callable[[str], NDArray[np.uint8]]
@@ -203,12 +203,28 @@ def test_nothing_runs_before_the_first_step_is_asked_for(content: Pixels, style:
     assert len(painter.runs) == before
 
 
-def test_a_photo_in_its_own_style_is_done_at_the_start(content: Pixels, painter: Painter) -> None:
+def test_where_only_the_content_counts_the_photo_is_done_at_the_start(content: Pixels, style: Pixels, painter: Painter) -> None:
     small = cv2.resize(content, (70, 96), interpolation=cv2.INTER_AREA)
-    steps = paint(small, small, painter, tv_weight=0)
-    assert steps
-    assert steps[-1].total < 1e-6
-    assert np.abs(steps[-1].picture().astype(int) - small).mean() < 2
+    (step,) = paint(small, style, painter, style_weight=0, tv_weight=0)
+    assert step.total == 0
+    assert np.array_equal(step.picture(), small)
+
+
+def test_a_frame_of_reflection_is_painted_too_and_cut_off(content: Pixels, style: Pixels, painter: Painter) -> None:
+    seen: list[Tensors] = []
+
+    @dataclass
+    class Watched(Painter):
+        def run(self, feeds: Tensors, timing: Timing, graph: str = "model") -> Tensors:
+            seen.append(feeds)
+            return super().run(feeds, timing, graph)
+
+    (step,) = paint(content, style, Watched(painter.folder), iterations=1)
+    photo = seen[0]["picture"][0]
+    assert photo.shape == (3, 96 + 2 * FRAME, 70 + 2 * FRAME)
+    assert np.array_equal(photo[:, FRAME - 1, FRAME:-FRAME], photo[:, FRAME + 1, FRAME:-FRAME])
+    assert np.array_equal(photo[:, :, -FRAME], photo[:, :, -FRAME - 2])
+    assert step.picture().shape == (96, 70, 3)
 
 
 def test_other_layers_get_graphs_of_their_own_once(content: Pixels, style: Pixels, painter: Painter) -> None:
