@@ -1,6 +1,6 @@
 """What a painting by optimisation costs the requests beside it: /classify and /detect alone, and while a job runs.
 
-    python benchmarks/jobs.py [--rounds 4] [--seconds 4] [--connections 8] [--model vgg16-hed] [--max-side 384] [--json OUT]
+    python benchmarks/jobs.py [--rounds 4] [--seconds 3] [--connections 8] [--model vgg16-hed] [--max-side 384] [--json OUT]
 
 Starts a server of its own with the settings of the environment. In turns without and with a job that runs (alone, job, job, alone,
 ...) both tasks are asked over kept-alive connections that ask again as soon as they are answered; each turn with a job is held
@@ -46,7 +46,7 @@ class Turn:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=4, help="pairs of turns")
-    parser.add_argument("--seconds", type=float, default=4, help="for which each task is asked in a turn")
+    parser.add_argument("--seconds", type=float, default=3, help="for which each task is asked in a turn")
     parser.add_argument("--connections", type=int, default=8)
     parser.add_argument("--model", default="vgg16-hed", help="the network of the job")
     parser.add_argument("--max-side", type=int, default=384, help="of the job's painting, in pixels")
