@@ -34,7 +34,7 @@ ifneq ($(shell cat $(MADE) 2>/dev/null),$(CURDIR))
 .PHONY: $(MADE)
 endif
 
-.PHONY: help serve models doctor test check format bench bench-serve bench-overload bench-soak bench-gallery gallery-load gallery-crash bench-sliding pointing accuracy clean
+.PHONY: help serve models doctor test check format bench bench-serve bench-overload bench-soak bench-jobs bench-gallery bench-gatys bench-sliding gallery-load gallery-crash pointing accuracy clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -81,8 +81,14 @@ bench-overload: $(BENCH) ## ten times more requests than can be answered, for a 
 bench-soak: $(BENCH) ## memory over 50,000 mixed requests, huge photos among them
 	$(BIN)/python benchmarks/soak.py $(ARGS)
 
+bench-jobs: $(BENCH) ## requests a second and latency while a job paints by optimisation, next to those without one
+	$(BIN)/python benchmarks/jobs.py $(ARGS)
+
 bench-gallery: $(BENCH) ## a million faces: start-up, memory, search, recall; ARGS="--quick" for a try
 	$(BIN)/python benchmarks/gallery.py $(ARGS)
+
+bench-gatys: $(BENCH) ## painting by optimisation: seconds an iteration next to the forward pass alone, memory
+	$(BIN)/python benchmarks/gatys.py $(ARGS)
 
 gallery-load: $(BENCH) ## 64 clients enrol, identify and delete for a minute: is every answer true? ARGS="--backend postgres"
 	$(BIN)/python benchmarks/gallery_load.py $(ARGS)

@@ -19,6 +19,7 @@ FAMILIES: dict[Task, tuple[str, ...]] = {
     "embed-face": ("sface", "adopted"),
     "face-liveness": ("adopted",),
     "stylize": ("built-in-styles", "arbitrary-style", "one-style", "two-pictures"),
+    "paint": ("gatys",),
 }
 """The families of models whose outputs the tasks can read; "adopted" is what service.export.adopt makes of others' files."""
 

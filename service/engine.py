@@ -4,7 +4,7 @@ with Engine() as engine:
     answer = engine.detect("street.jpg", confidence=0.4)
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -19,13 +19,14 @@ from service.loaded import LoadedModel
 from service.photo import ImageLike, Photo, open_photo
 from service.recognition import Recognition
 from service.repository.progress import Progress, terminal_progress
-from service.repository.spec import Task
+from service.repository.spec import ModelSpec, Task
 from service.repository.store import find_built
 from service.runtime.machine import give_back_memory, usable_cores
 from service.settings import Settings
 from service.tasks.classify import ClassifyAnswer, ClassifyOptions, classify, crop_scale, explain
 from service.tasks.detect import DetectAnswer, DetectOptions, detect, letterbox_scale
 from service.tasks.faces import DetectFacesAnswer, DetectFacesOptions, VerifyFaceAnswer, VerifyFaceOptions, detect_faces, verify
+from service.tasks.optimize import OptimizeOptions, Step, check, optimize
 from service.tasks.options import merged
 from service.tasks.people import EnrollAnswer, EnrollOptions, IdentifyAnswer, IdentifyOptions
 from service.tasks.stylize import SAMPLE, StyleInfo, StylizeOptions, example, list_styles, pick_painter, stylize, thumbnail
@@ -45,6 +46,24 @@ class StylizeAnswer:
     def encode(self) -> bytes:
         """The picture as a file, in the format and quality of its options."""
         return encode(self.pixels, self.options.format, self.options.quality)
+
+
+class Optimization(Iterator[Step]):
+    """A painting that is being optimised: an iterator of its steps, which loads the model at the first one.
+
+    close() ends it, between two steps. `model` is None until the model is loaded; `spec` says which one it will be.
+    """
+
+    def __init__(self, spec: ModelSpec, options: OptimizeOptions, steps: Callable[["Optimization"], Generator[Step]]) -> None:
+        self.spec, self.options = spec, options
+        self.model: ModelInfo | None = None
+        self._steps = steps(self)
+
+    def __next__(self) -> Step:
+        return next(self._steps)
+
+    def close(self) -> None:
+        self._steps.close()
 
 
 class Engine:
@@ -190,6 +209,25 @@ class Engine:
         except (ModelUnknown, StyleUnknown):
             spec = pick_painter(self.fleet.known, options, has_style_image)
         return self.load(spec.name)
+
+    def optimize(
+        self, image: ImageLike, style_image: ImageLike, options: OptimizeOptions | None = None, **given: Any
+    ) -> Optimization:
+        """The photo painted in the style of a picture by optimising its pixels, step by step; see service.tasks.optimize.
+
+        What is wrong with pictures and options is raised here, what comes of loading and running the model by the first step.
+        """
+        options = merged(OptimizeOptions, options, given)
+        spec = self.fleet.spec("paint", options.model)
+        photo, style = self.decode(image).pixels, self.decode(style_image).pixels
+        check(photo, style, options, spec)
+
+        def steps(found: Optimization) -> Generator[Step]:
+            model = self.load(spec.name)
+            found.model = model.info
+            yield from optimize(photo, style, options, model)
+
+        return Optimization(spec, options, steps)
 
     def enroll(
         self,

@@ -9,6 +9,7 @@ An error says what was wrong and what would be right. `code` is stable: clients 
         UnsupportedMedia  NotAcceptable  OptionInvalid  ModelUnknown  StyleUnknown  NoFace  SeveralFaces
         ModelRefused  ModelUnclear  ModelExists  ModelFixed
         FaceTooSmall  FaceBlurred  EnrollmentRefused  SubjectUnknown  FaceUnknown  SubjectExists
+        JobUnknown  JobUnfinished
       Busy                    the caller may try again
         QueueFull  QueueTimeout  DeadlineExceeded  NotReady  GalleryUnavailable
       InferenceFailed         a model run failed
@@ -148,6 +149,19 @@ class StyleUnknown(InputError):
         super().__init__(f"there is no style {name!r:.80}; use one of: {', '.join(known)}")
         self.name = name
         self.known = tuple(known)
+
+
+class JobUnknown(InputError):
+    code = "job_unknown"
+    title = "There is no such job"
+
+    def __init__(self, identity: str) -> None:
+        super().__init__(f"there is no job {identity!r:.80} here: it may have been forgotten, or the service started anew since")
+
+
+class JobUnfinished(InputError):
+    code = "job_unfinished"
+    title = "The job has no result"
 
 
 class NoFace(InputError):

@@ -8,9 +8,9 @@ classifier is opened when it is first asked for: most services never are.
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from service.repository.store import BuiltModel, build_folder
 from service.repository.thresholds import THRESHOLD, read_calibrated
 from service.runtime.machine import in_background, usable_cores
 from service.runtime.optimized import Optimized
-from service.runtime.providers import Choice
+from service.runtime.providers import CPU, Choice
 from service.runtime.remembered import Memory
 from service.runtime.scheduler import Lane
 from service.runtime.session import OrtSession, Session, Sizes
@@ -36,8 +36,14 @@ from service.tasks.task import ModelInfo, Tensors, Timing
 
 logger = logging.getLogger(__name__)
 
+PAINTERS = frozenset({"stylize", "paint"})
+"""Tasks that may take seconds, and so yield the cores to all others."""
+
 CLASS_OUTPUTS = frozenset({"logits", "scores"})
 """Outputs whose last axis is one number a class, where the model has labels."""
+
+DERIVED = 8
+"""Derived graphs of one model that stay open: two for each choice of layers."""
 
 USUAL_SIZE = (480, 640)
 """Height and width that a model is measured at which takes pictures of any size."""
@@ -45,9 +51,12 @@ USUAL_SIZE = (480, 640)
 
 @dataclass
 class LoadedModel:
-    """Implements `service.tasks.task.Model`. `folder` is where it was built; `note` why `provider` is not a faster one; `tuning`
-    how it runs; `later` the graphs that are opened at their first run, which adds them to `sessions`; `lacks` what there is not,
-    and why (see BuiltModel)."""
+    """Implements `service.tasks.task.Model`, and `service.tasks.optimize.Painter`.
+
+    `folder` is where it was built; `note` why `provider` is not a faster one; `tuning` how it runs; `later` the graphs that are
+    opened at their first run, which adds them to `sessions`; `lacks` what there is not, and why (see BuiltModel); `open_made` opens
+    a graph that is made on the way.
+    """
 
     spec: ModelSpec
     sessions: dict[str, Session]
@@ -59,10 +68,13 @@ class LoadedModel:
     warm: bool = False
     later: frozenset[str] = frozenset()
     lacks: Mapping[str, str] = field(default_factory=dict)
+    open_made: Callable[[bytes], Session] = lambda graph: OrtSession(graph, Choice(CPU))
     labels: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         self.labels = self.spec.read_labels()
+        self._derived: dict[str, Session] = {}
+        self._deriving = threading.Lock()
 
     @cached_property
     def info(self) -> ModelInfo:
@@ -92,6 +104,14 @@ class LoadedModel:
         timing.add("inference", done.inference_ms, end)
         timing.batch = max(timing.batch, done.batch)
         return done.outputs
+
+    def derive(self, name: str, source: str, make: Callable[[Path], bytes]) -> None:
+        """Have a graph `name` for run(), made of the file of the built graph `source`; the DERIVED asked for last stay open."""
+        with self._deriving:
+            made = self._derived.pop(name, None) or self.open_made(make(self.folder / f"{source}.onnx"))
+            self._derived[name] = self.sessions[name] = made
+            for old in list(self._derived)[:-DERIVED]:
+                del self._derived[old], self.sessions[old]
 
     def warm_up(self) -> None:
         """Run every graph once on the stored parity input; nothing to do when that was done.
@@ -159,9 +179,14 @@ class _Ways:
                 self.memory.keep(self.plans, found)
             return self._noted(found)
 
+    def graphs(self, precision: Precision) -> dict[str, Path]:
+        """The graphs that are opened with the model."""
+        others = {MAPS, *self.built.spec.export.kept}
+        return {graph: path for graph, path in self.built.variants[precision].items() if graph not in others}
+
     def open(self, graph: str, precision: Precision, threads: int, found: Path | None = None) -> Session:
         """One graph. Threads of a painter, which may take seconds, give way to quick answers."""
-        path, painter = self.built.variants[precision][graph], self.built.spec.task == "stylize"
+        path, painter = self.built.variants[precision][graph], self.built.spec.task in PAINTERS
         sizes: Sizes = "huge" if painter or graph == MAPS else "some" if self.built.spec.input.size is None else "one"
 
         def make() -> OrtSession:
@@ -181,6 +206,10 @@ class _Ways:
         if damaged is not None:
             raise InferenceFailed(f"{damaged}; the next start builds it again")
         return self.open(graph, "float32", plan.threads)
+
+    def open_made(self, graph: bytes, threads: int) -> Session:
+        """A graph that was made on the way, by a painter."""
+        return in_background(lambda: OrtSession(graph, self.choice, threads=threads, sizes="huge"))
 
     def _measure(self) -> Tuning:
         feeds = load_cases(self.built.spec)["model"].feeds
@@ -233,7 +262,7 @@ def load(built: BuiltModel, choice: Choice, settings: Settings) -> LoadedModel:
     ways = _Ways.of(built, choice, settings)
     tuning = ways.known() or ways.find_out()
     plan = tuning.plan
-    sessions = {graph: ways.open(graph, plan.precision, plan.threads) for graph in built.variants[plan.precision] if graph != MAPS}
+    sessions = {graph: ways.open(graph, plan.precision, plan.threads) for graph in ways.graphs(plan.precision)}
     return _assemble(ways, tuning, sessions)
 
 
@@ -247,7 +276,7 @@ def load_known(built: BuiltModel, choice: Choice, settings: Settings) -> LoadedM
     if tuning is None:
         return None
     plan = tuning.plan
-    found = {graph: ways.optimized.find(path) for graph, path in built.variants[plan.precision].items() if graph != MAPS}
+    found = {graph: ways.optimized.find(path) for graph, path in ways.graphs(plan.precision).items()}
     if None in found.values():
         return None
     return _assemble(ways, tuning, {graph: ways.open(graph, plan.precision, plan.threads, path) for graph, path in found.items()})
@@ -276,9 +305,18 @@ def _assemble(ways: _Ways, tuning: Tuning, sessions: dict[str, Session]) -> Load
         return sessions[graph].run(feeds)
 
     lane = Lane(spec.name, run, workers=plan.parallel, queue_length=ways.settings.queue_length, max_batch=plan.batch)
-    built = ways.built
+    built, made = ways.built, partial(ways.open_made, threads=plan.threads)
     return LoadedModel(
-        spec, sessions, built.digest, lane, built.folder, ways.choice.note, tuning, later=later, lacks=dict(built.lacks)
+        spec,
+        sessions,
+        built.digest,
+        lane,
+        built.folder,
+        ways.choice.note,
+        tuning,
+        later=later,
+        lacks=dict(built.lacks),
+        open_made=made,
     )
 
 

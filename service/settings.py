@@ -87,6 +87,11 @@ class Settings(BaseModel):
     min_image_side: int = Field(8, ge=1, description="shortest side of a picture in pixels, before 422")
     max_faces: int = Field(256, ge=1, description="most faces answered per photo, the most confident first")
     max_style_side: int = Field(2048, ge=64, description="longest side of a painted picture; larger photos are scaled down to it")
+    jobs: int = Field(1, ge=1, le=64, description="jobs of POST /stylize/optimize that run at the same time, in each process")
+    jobs_waiting: int = Field(8, ge=0, le=1000, description="jobs that may wait for their turn before 503")
+    job_seconds: float = Field(600.0, gt=0, le=86_400, description="seconds that a job may run")
+    jobs_kept: int = Field(16, ge=1, le=1000, description="jobs that have ended and are remembered with their pictures")
+    job_keep_seconds: float = Field(3600.0, gt=0, le=86_400, description="seconds for which they are")
     min_face_size: float = Field(32.0, ge=12, le=112, description="pixels of a face's shorter side, below which it is not enrolled")
     min_face_sharpness: float = Field(0.005, ge=0, le=1, description="sharpness of a face, below which it is not enrolled")
     gallery_url: SecretStr | None = Field(

@@ -16,7 +16,7 @@ import pytest
 
 from service.engine import Engine
 from service.errors import InferenceFailed
-from service.loaded import LoadedModel, known_tuning, load, load_known, tune_ahead, usual_feeds
+from service.loaded import DERIVED, LoadedModel, known_tuning, load, load_known, tune_ahead, usual_feeds
 from service.repository.build import RECORD
 from service.repository.parity import load_cases
 from service.repository.spec import Threshold, load_spec
@@ -187,13 +187,27 @@ def test_threads_of_painters_give_way_and_those_of_others_do_not(copy: Callable[
     if sys.platform != "linux":
         return
     threads = Path("/proc/self/task")
-    for name, nice in (("multistyle26", 10), ("yunet", 0)):
+    for name, nice in (("multistyle26", 10), ("yolov3-tiny-features", 10), ("yunet", 0)):
         before = set(threads.iterdir())
         with opened(copy(name), UNTUNED.model_copy(update={"threads": 3})) as model:
             new = set(threads.iterdir()) - before
             stats = [text.rpartition(")")[2].split() for thread in new if (text := _stat(thread))]
             assert len(stats) >= 2 * len(model.sessions)
             assert {int(fields[16]) for fields in stats} == {min(19, os.getpriority(os.PRIO_PROCESS, 0) + nice)}
+
+
+def test_graphs_that_are_kept_are_opened_only_as_what_is_made_of_them(copy: Callable[[str], BuiltModel]) -> None:
+    x = {"picture": np.full((1, 3, 64, 48), 99, np.float32)}
+    with opened(copy("yolov3-tiny-features"), UNTUNED) as model:
+        assert set(model.sessions) == {"model", "targets"}
+        made: list[str] = []
+        for name in ("first", *map(str, range(DERIVED - 1)), "first", "one more"):
+            model.derive(name, "features", lambda path, name=name: made.append(name) or path.read_bytes())  # type: ignore[misc]
+        assert made == ["first", *map(str, range(DERIVED - 1)), "one more"]
+        assert set(model.sessions) == {"model", "targets", "first", "one more", *map(str, range(1, DERIVED - 1))}
+        outputs = model.run(x, Timing(), "first")
+        assert outputs["features/conv6"].shape == (1, 512, 2, 1)
+        assert np.array_equal(outputs["features/conv4"], model.run(x, Timing(), "targets")["features/conv4"])
 
 
 def test_cards_say_how_a_model_runs(loaded: Callable[[str], LoadedModel], engine: Engine) -> None:

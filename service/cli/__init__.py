@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from service import __version__
-from service.cli import calibrate, doctor, faces, manage, pictures, serve
+from service.cli import calibrate, doctor, faces, manage, optimize, pictures, serve
 from service.errors import VisionError
 from service.intake.words import printable
 
@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"vision-service {__version__}")
     verbs = parser.add_subparsers(title="commands", dest="verb", metavar="COMMAND", required=True)
-    for part in (serve, manage, pictures, faces, calibrate, doctor):
+    for part in (serve, manage, pictures, optimize, faces, calibrate, doctor):
         part.add_to(verbs)
     return parser
 

@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     photos, options = find_photos(arguments.paths), read_options(arguments, arguments.kind)
     target = None if arguments.out is None else Target(arguments.out, photos)
     if target is not None and target.file:
-        _check_format(arguments.out.suffix.lower(), options)
+        check_format(arguments.out.suffix.lower(), options)
     if getattr(arguments, "style_image", None) is not None:
         arguments.style_image = arguments.style_image.read_bytes()  # once, and before any photo is blamed for it
     failed = 0
@@ -89,10 +89,10 @@ def run(arguments: argparse.Namespace) -> int:
         with bar(len(photos), arguments.json) as progress:
             for photo, result in progress.track(results, total=len(photos)):
                 try:
-                    _finish(photo, result, target, arguments.json)
+                    finish(photo, result, target, arguments.json)
                 except (VisionError, OSError) as error:
                     failed += 1
-                    _complain(photo.path, error, arguments.json)
+                    complain(photo.path, error, arguments.json)
     return 1 if failed else 0
 
 
@@ -179,7 +179,7 @@ def encoded(pixels: Any, photo: Path, out: Path) -> tuple[bytes, str]:
     return encode(pixels, FORMATS[suffix]), suffix
 
 
-def _check_format(suffix: str, options: Strict) -> None:
+def check_format(suffix: str, options: Strict) -> None:
     """Raises OptionInvalid where `--out NAME` asks for what cannot be written, or for another format than `--format`."""
     if suffix not in FORMATS:
         raise OptionInvalid("--out", f"pictures are written as {', '.join(FORMATS)}, not as {suffix}")
@@ -194,7 +194,7 @@ def bar(photos: int, as_json: bool) -> Progress:
     return Progress(console=Console(stderr=True), transient=True, disable=hidden, redirect_stdout=seen, redirect_stderr=not hidden)
 
 
-def _finish(photo: Found, result: Outcome | VisionError | OSError, target: Target | None, as_json: bool) -> None:
+def finish(photo: Found, result: Outcome | VisionError | OSError, target: Target | None, as_json: bool) -> None:
     """Write the picture that there may be and print the answer. Raises the error that `result` may be, or that writing meets."""
     if not isinstance(result, Outcome):
         raise result
@@ -209,7 +209,7 @@ def _finish(photo: Found, result: Outcome | VisionError | OSError, target: Targe
     print("\n".join(f"  {line}" for line in result.lines))
 
 
-def _complain(path: Path, error: VisionError | OSError, as_json: bool) -> None:
+def complain(path: Path, error: VisionError | OSError, as_json: bool) -> None:
     code = error.code if isinstance(error, VisionError) else "file_unusable"
     if as_json:
         print(json.dumps({"file": str(path), "error": {"code": code, "detail": str(error)}}))

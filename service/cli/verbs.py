@@ -23,7 +23,9 @@ def add_options(parser: argparse.ArgumentParser, kind: type[Strict], leave_out: 
         if name in leave_out:
             continue
         flag, text = f"--{name.replace('_', '-')}", (field.description or "").replace("%", "%%")
-        if field.annotation is bool:
+        if field.annotation is bool and field.default:
+            parser.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=None, help=f"{text} (default: on)")
+        elif field.annotation is bool:
             parser.add_argument(flag, dest=name, action="store_true", default=None, help=text)
         else:
             default = "" if field.default is None else f" (default: {field.default})"

@@ -73,7 +73,8 @@ def _server(
         tell(reason)
         server.stop(1)
 
-    server = Server(create_app(engine, give_up=give_up), settings, listener, turns=turns(engine))
+    app = create_app(engine, give_up=give_up)
+    server = Server(app, settings, listener, turns=turns(engine), ending=app.ending)
     return server
 
 

@@ -9,11 +9,11 @@ References: Redmon and Farhadi 2018 (arXiv 1804.02767); darknet's src/parser.c f
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from onnx import ModelProto, TensorProto
 from service.errors import ExportFailed
 from service.export.graph import Graph, fold_batch_norm
 
+T = TypeVar("T")
 EPSILON = 1e-6
 LEAKY_SLOPE = 0.1
 BEYOND_BOX = 5  # numbers per anchor besides the classes: x, y, w, h, objectness
@@ -135,11 +136,16 @@ class _Map:
 
 def export(files: Mapping[str, Path]) -> dict[str, ModelProto]:
     """The recipe `darknet`: one .cfg and one .weights file to the graph "model". Raises ExportFailed naming the file."""
+    return {"model": read(files, build)}
+
+
+def read(files: Mapping[str, Path], make: Callable[[list[Section], Weights, str], T]) -> T:
+    """make(sections, weights, name) of one .cfg and one .weights file. Raises ExportFailed naming them."""
     cfg, weights = (next((path for name, path in files.items() if name.endswith(end)), None) for end in (".cfg", ".weights"))
     if cfg is None or weights is None:
         raise ExportFailed(f"needs a .cfg and a .weights file, got: {', '.join(files) or 'none'}")
     try:
-        return {"model": build(parse_cfg(cfg.read_text(encoding="utf-8")), Weights(weights.read_bytes()), name=cfg.stem)}
+        return make(parse_cfg(cfg.read_text(encoding="utf-8")), Weights(weights.read_bytes()), cfg.stem)
     except (ExportFailed, OSError, UnicodeDecodeError) as error:
         raise ExportFailed(f"{cfg.name} with {weights.name}: {error}") from None
 
@@ -174,15 +180,20 @@ def build(sections: list[Section], weights: Weights, name: str = "darknet") -> M
     return graph.build()
 
 
+def take_convolution(section: Section, weights: Weights, channels: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The next convolution's (kernels [out, channels, k, k], bias [out]), its batch norm folded in."""
+    filters, size = section.number("filters"), section.number("size")
+    beta = weights.take(filters)
+    if not section.number("batch_normalize", 0, least=0):
+        return weights.take(filters, channels, size, size), beta
+    gamma, mean, variance = weights.take(3, filters)
+    kernel = weights.take(filters, channels, size, size)
+    return fold_batch_norm(kernel, gamma=gamma, beta=beta, mean=mean, variance=variance, epsilon=EPSILON)
+
+
 def _convolution(graph: Graph, section: Section, weights: Weights, x: _Map) -> _Map:
     filters, size, stride = section.number("filters"), section.number("size"), section.number("stride", 1)
-    beta = weights.take(filters)
-    normalised = section.number("batch_normalize", 0, least=0)
-    gamma, mean, variance = weights.take(3, filters) if normalised else (None, None, None)
-    kernel: NDArray[Any] = weights.take(filters, x.channels, size, size)
-    bias: NDArray[Any] = beta
-    if gamma is not None and mean is not None and variance is not None:
-        kernel, bias = fold_batch_norm(kernel, gamma=gamma, beta=beta, mean=mean, variance=variance, epsilon=EPSILON)
+    kernel, bias = take_convolution(section, weights, x.channels)
     pads = (size // 2,) * 4 if section.number("pad", 0, least=0) else (0,) * 4
     y = graph.conv(x.name, kernel, bias, stride=stride, pads=pads)
     match section.text("activation", "logistic"):

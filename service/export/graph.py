@@ -1,11 +1,11 @@
 """A small builder for ONNX graphs: a recipe adds nodes one after the other, weights become initialisers, names are made up."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, checker, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, checker, helper, numpy_helper, shape_inference
 
 OPSET = 18
 IR_VERSION = 8
@@ -23,6 +23,35 @@ class Graph:
         self._initializers: list[TensorProto] = []
         self._inputs: list[ValueInfoProto] = []
         self._outputs: list[ValueInfoProto] = []
+
+    @classmethod
+    def resumed(cls, model: ModelProto) -> Self:
+        """A graph that build() gave, to be built on; its outputs are none any more, but tensors of their names."""
+        graph = cls(model.graph.name)
+        graph._nodes += model.graph.node
+        graph._initializers += model.graph.initializer
+        graph._inputs += model.graph.input
+        return graph
+
+    @property
+    def made(self) -> tuple[NodeProto, ...]:
+        """The nodes so far, each after those that it reads."""
+        return tuple(self._nodes)
+
+    def shapes(self) -> dict[str, tuple[Axis, ...]]:
+        """The shapes of all tensors so far, as far as they can be told before a run; free axes of one name are of one length."""
+        graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, self._initializers)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+        inferred = shape_inference.infer_shapes(model, data_prop=True).graph
+        found = {item.name: tuple(item.dims) for item in self._initializers}
+        for value in (*inferred.input, *inferred.value_info, *inferred.output):
+            if value.type.tensor_type.HasField("shape"):
+                found[value.name] = tuple(_axis(dim) for dim in value.type.tensor_type.shape.dim)
+        return found
+
+    def value(self, name: str) -> NDArray[Any] | None:
+        """The numbers of the initialiser called `name`; None where it is none."""
+        return next((numpy_helper.to_array(item) for item in self._initializers if item.name == name), None)
 
     def pixels(self, height: Axis, width: Axis, *, mean: float = 0.0, std: float = 1.0) -> str:
         """The input "pixels", uint8 RGB [n, height, width, 3]; gives (pixels - mean) / std as float32 [n, 3, height, width]."""
@@ -74,6 +103,21 @@ class Graph:
         self._nodes.append(helper.make_node("Identity", [x], [name]))
         self._outputs.append(helper.make_tensor_value_info(name, dtype, shape))
 
+    def expose(self, x: str, shape: Sequence[Axis]) -> None:
+        """Have the tensor `x` as an output of its own name, in float32."""
+        self._outputs.append(helper.make_tensor_value_info(x, TensorProto.FLOAT, shape))
+
+    def prune(self) -> None:
+        """Drop the nodes and initialisers that no output is computed from."""
+        read = {value.name for value in self._outputs}
+        kept: list[NodeProto] = []
+        for node in reversed(self._nodes):
+            if not read.isdisjoint(node.output):
+                kept.append(node)
+                read.update(node.input)
+        self._nodes = kept[::-1]
+        self._initializers = [item for item in self._initializers if item.name in read]
+
     def build(self) -> ModelProto:
         """The model, checked with full shape inference. Raises onnx's errors where the graph is wrong."""
         graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, self._initializers)
@@ -82,6 +126,10 @@ class Graph:
         )
         checker.check_model(model, full_check=True)
         return model
+
+
+def _axis(dim: Any) -> Axis:
+    return dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
 
 
 def fold_batch_norm(

@@ -17,6 +17,8 @@ Recipe = Callable[[Mapping[str, Path]], dict[str, ModelProto]]
 RECIPES = {
     "darknet": "service.export.darknet:export",
     "efficientnet-lite": "service.export.efficientnet_lite:export",
+    "vgg16-features": "service.export.backbones:export_vgg16",
+    "darknet-features": "service.export.backbones:export_darknet",
     "yunet": "service.export.yunet:export",
     "sface": "service.export.sface:export",
     "multistyle": "service.export.multistyle:export",

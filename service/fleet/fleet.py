@@ -70,14 +70,17 @@ class Fleet(Shelf):
             check(spec)
 
     def start(self) -> None:
-        """Load every model, then follow the folders. Raises SetupError saying what to do."""
+        """Load every model, or build those that are opened later, then follow the folders. Raises SetupError saying what to do."""
         if not self._given:
             self.choose_detector()
         if not self._specs:
             raise SettingInvalid("no models were found; check VISION_MODELS and VISION_MODEL_REPOSITORY")
         for spec in self.specs:
             try:
-                self.get(spec.name)
+                if spec.opened_at_start:
+                    self.get(spec.name)
+                elif find_built(spec, self.settings) is None:
+                    ensure(spec, self.settings, run_once, self._progress)
             except VisionError as error:
                 if not self.may_fail(spec):
                     raise

@@ -66,7 +66,7 @@ class Shelf:
     @property
     def pending(self) -> list[str]:
         """Names of models that are to be there and have not answered a warm-up run."""
-        return [spec.name for spec in self.specs if not self._is_warm(spec.name)]
+        return [spec.name for spec in self.specs if spec.opened_at_start and not self._is_warm(spec.name)]
 
     def _is_warm(self, name: str) -> bool:
         model = self._models.get(name)
@@ -77,7 +77,7 @@ class Shelf:
         if name in self._unloaded:
             return "unloaded"
         if name in self._specs:
-            return "ready" if self._is_warm(name) else "loading"
+            return "ready" if self._is_warm(name) or not self._specs[name].opened_at_start else "loading"
         if name in self._failed:
             return "failed"
         raise ModelUnknown(name, self.names())

@@ -18,7 +18,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
-from starlette.routing import Route
+from starlette.routing import Route, Router
 from starlette.types import Scope
 
 from service import __version__
@@ -30,12 +30,14 @@ from service.http import (
     faces,
     gate,
     health,
+    jobs,
     keys,
     kserve,
     logs,
     models,
     openapi,
     openapi_faces,
+    openapi_jobs,
     openapi_models,
     routes,
     tracing,
@@ -43,11 +45,14 @@ from service.http import (
 from service.http.access import Access
 from service.http.direct import Fork, short_way
 from service.http.guards import UploadBudget, Workers
+from service.http.jobcards import EVENTS, JOB, OPTIMIZE, RESULT
 from service.http.methods import Methods, allowed_methods
-from service.http.metrics import Metrics
+from service.http.metrics import JOBS, Metrics
 from service.http.parts import Parts, Protocol, Row
 from service.http.problems import MethodUnsupported, PathUnknown, respond
+from service.http.siblings import Siblings
 from service.http.tasks import TASKS
+from service.jobs import Jobs
 from service.repository.progress import Silent
 from service.settings import Settings
 
@@ -97,11 +102,17 @@ def create_app(engine: Engine, *, give_up: Callable[[str], None] = stop_process)
     metrics, traces = Metrics.from_env(), tracing.from_env()
     for group in groups:
         metrics.watch(group.crew.waiting)
+    siblings = Siblings(metrics.folder, metrics.worker)
+    kept = Jobs.of(engine.settings, siblings.prefix)
+    metrics.watch(kept.counts, JOBS)
     spoken = [PROTOCOLS[name] for name in engine.settings.protocols if name in PROTOCOLS]
     table = _table(engine, workers, clerks, metrics, desk)
     budget = UploadBudget.of(engine.settings)
     strangers = None if ring is None else UploadBudget(2 * engine.settings.max_body_bytes)
     parts = Parts(engine, workers[False], clerks, budget, strangers, partial(gate.key_of_body, ring), workers[True])
+    of_jobs = _jobs(jobs.Desk(engine, kept, workers[False], budget))
+    own = Router([_route(method, path, endpoint) for method, path, endpoint, _ in of_jobs])
+    table += [(method, path, siblings.shared(endpoint) if "{id}" in path else endpoint, o) for method, path, endpoint, o in of_jobs]
     table += [row for protocol in spoken for row in protocol.rows(parts)]
     ways = {(method, path): _route(method, path, endpoint) for method, path, endpoint, _ in table}
     app = FastAPIOffline(
@@ -110,7 +121,7 @@ def create_app(engine: Engine, *, give_up: Callable[[str], None] = stop_process)
         summary="Classify pictures, find objects, compare faces, paint photos",
         description=openapi.DESCRIPTION,
         routes=list(ways.values()),
-        lifespan=_lifespan(engine, groups, give_up, traces),
+        lifespan=_lifespan(engine, groups, give_up, traces, partial(_keeping, kept, siblings, own)),
         redirect_slashes=False,
         swagger_ui_parameters={"validatorUrl": None, "defaultModelsExpandDepth": 0, "displayRequestDuration": True},
     )
@@ -123,7 +134,7 @@ def create_app(engine: Engine, *, give_up: Callable[[str], None] = stop_process)
     operations = {(method, path): operation for method, path, _, operation in table}
     openapi.describe_routes(app, operations, keyed=ring is not None)
     short = {way: short_way(route, route.endpoint, admit, _explain) for way, route in ways.items() if way in _TASK_WAYS}
-    return Fork(app, {way: Access(cors(end), metrics, traces) for way, end in short.items()})
+    return Fork(app, {way: Access(cors(end), metrics, traces) for way, end in short.items()}, kept.end)
 
 
 def _route(method: str, path: str, endpoint: routes.Endpoint) -> Route:
@@ -171,6 +182,25 @@ def _table(
     ]
 
 
+@asynccontextmanager
+async def _keeping(kept: Jobs, siblings: Siblings, own: Router) -> AsyncIterator[None]:
+    """Answers siblings of this worker by `own`; in the end no job goes on."""
+    await siblings.listen(own, _explain)
+    yield
+    await asyncio.to_thread(kept.close, ABANDONED_SECONDS)
+    await siblings.close()
+
+
+def _jobs(desk: jobs.Desk) -> list[Row]:
+    return [
+        ("POST", OPTIMIZE, jobs.start_endpoint(desk), openapi_jobs.start(desk.engine.settings)),
+        ("GET", JOB, jobs.show_endpoint(desk), openapi_jobs.SHOW),
+        ("GET", EVENTS, jobs.events_endpoint(desk), openapi_jobs.EVENTS_OF_JOB),
+        ("GET", RESULT, jobs.result_endpoint(desk), openapi_jobs.RESULT_OF_JOB),
+        ("DELETE", JOB, jobs.drop_endpoint(desk), openapi_jobs.DROP),
+    ]
+
+
 def _add_handlers(app: FastAPI) -> None:
     """Whatever is raised in a route or instead of one becomes a problem; what is not named here, Access answers."""
 
@@ -212,7 +242,11 @@ def _translate(request: Request, error: Exception) -> VisionError:
 
 
 def _lifespan(
-    engine: Engine, groups: tuple[Workers, ...], give_up: Callable[[str], None], traces: tracing.Tracing | None
+    engine: Engine,
+    groups: tuple[Workers, ...],
+    give_up: Callable[[str], None],
+    traces: tracing.Tracing | None,
+    keeping: Callable[[], AbstractAsyncContextManager[None]],
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     def start() -> None:
         try:
@@ -231,7 +265,8 @@ def _lifespan(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         starter = threading.Thread(target=start, name="start", daemon=True)
         starter.start()
-        yield
+        async with keeping():
+            yield
         for group in groups:
             await asyncio.to_thread(group.close, ABANDONED_SECONDS)
         await asyncio.to_thread(starter.join, CLOSING_SECONDS)

@@ -23,10 +23,13 @@ Way = tuple[str, str]
 
 
 class Fork:
-    """Sends a request down one of `ways` where its method and path are a key there, and into `app` otherwise."""
+    """Sends a request down one of `ways` where its method and path are a key there, and into `app` otherwise.
 
-    def __init__(self, app: FastAPI, ways: Mapping[Way, ASGIApp]) -> None:
-        self.app, self._ways = app, ways
+    `ending` is to be called when the server begins to end: answers that would go on without end are brought to theirs.
+    """
+
+    def __init__(self, app: FastAPI, ways: Mapping[Way, ASGIApp], ending: Callable[[], None]) -> None:
+        self.app, self._ways, self.ending = app, ways, ending
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         way = self._ways.get((scope["method"], scope["path"])) if scope["type"] == "http" and not scope.get("root_path") else None

@@ -130,12 +130,41 @@ CURL: dict[str, str] = {
     "/stylize": "curl -F image=@photo.jpg -F style_image=@painting.jpg localhost:8000/stylize -o painted.png",
 }
 
+CURL_JOBS = (
+    "curl -F image=@photo.jpg -F style_image=@painting.jpg -F iterations=300 localhost:8000/stylize/optimize\n"
+    "curl -N localhost:8000/jobs/$ID/events\n"
+    "curl localhost:8000/jobs/$ID/result -o painted.png"
+)
 CURL_FACES = (
     "curl -F image=@ada1.jpg -F image=@ada2.jpg localhost:8000/subjects/Ada%20Lovelace/faces\n"
     "curl -H 'Content-Type: image/jpeg' --data-binary @ada.jpg 'localhost:8000/subjects/Ada%20Lovelace/faces?gallery=staff'"
 )
 
+_JOB: dict[str, Any] = {
+    "id": "h3Jx0ZbqS8mP1vY7tKc2wA",
+    "kind": "stylize/optimize",
+    "state": "running",
+    "iteration": 120,
+    "iterations": 500,
+    "size": {"width": 512, "height": 384},
+    "losses": {"content": 41.2, "style": 87.5, "variation": 3.1, "total": 131.8},
+    "seconds_left": 38.0,
+    "seconds": 12.04,
+    "created": "2026-03-01T09:30:00.250000Z",
+    "model": _model("vgg16-hed", "1.0"),
+    "problem": None,
+    "links": {
+        "self": "/jobs/h3Jx0ZbqS8mP1vY7tKc2wA",
+        "events": "/jobs/h3Jx0ZbqS8mP1vY7tKc2wA/events",
+        "result": "/jobs/h3Jx0ZbqS8mP1vY7tKc2wA/result",
+    },
+}
+_QUEUED = {"state": "queued", "iteration": 0, "losses": None, "seconds_left": None, "seconds": 0.0, "model": None}
+
 ANSWERS: dict[str, dict[str, Any]] = {
+    "POST /stylize/optimize": _JOB | _QUEUED,
+    "GET /jobs/{id}": _JOB,
+    "DELETE /jobs/{id}": _JOB | {"state": "cancelled", "seconds_left": None},
     "/classify": {
         "model": _model("efficientnet-lite0", "1.0"),
         "image": _IMAGE,
@@ -318,6 +347,8 @@ ERRORS: tuple[errors.VisionError, ...] = (
     errors.ModelExists("there is a model parts already"),
     errors.ModelFixed("yolov3-tiny comes with the service; add a model of your own under another name"),
     errors.StyleUnknown("crayon", ["amber-and-sky", "ink-wash"]),
+    errors.JobUnknown("h3Jx0ZbqS8mP1vY7tKc2wA"),
+    errors.JobUnfinished("the job has made 120 of 500 iterations"),
     errors.NoFace("image2", "no face was found in image2"),
     errors.SeveralFaces("image1", 3),
     errors.FaceTooSmall("image", 21.3, 32),

@@ -39,6 +39,7 @@ USED = frozenset(
     {
         *(model + end for model in _TENSORS for end in ("", "/ready", "/config", "/infer")),
         *(task.path for task in TASKS),
+        *("/stylize/optimize", "/jobs/{id}", "/jobs/{id}/events", "/jobs/{id}/result"),
         *("/identify", "/styles", "/styles/{name}/thumbnail.jpg"),
         *("/v1/vision/detection", "/v1/vision/custom/list", "/v1/vision/custom/{model}", "/v1/vision/scene"),
         *("/v1/vision/face", "/v1/vision/face/match", "/v1/vision/face/recognize"),
@@ -53,7 +54,7 @@ NO_ONES = (".localhost", ".internal")  # endings that no public name has
 FOREIGN = (b"cross-site", b"same-site")
 EXPOSED = (
     *("X-Request-ID", "Retry-After", "Server-Timing", "X-Model", "X-Model-Version", "X-Provider", "X-Precision"),
-    *("X-Image-Width", "X-Image-Height"),
+    *("X-Image-Width", "X-Image-Height", "Location"),
 )
 SENT = ("X-API-Key", "Authorization", "Content-Type", "X-Request-ID")
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")

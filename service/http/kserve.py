@@ -17,7 +17,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, Field, StrictBool, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -45,7 +44,7 @@ from service.http.record import record_of
 from service.http.routes import Endpoint, require_ready
 from service.http.tensors import MAX_BATCH, datatype, read_feeds, read_request, read_wanted, shape_of, write_answer
 from service.http.uploads import read_body
-from service.loaded import LoadedModel
+from service.loaded import PAINTERS, LoadedModel
 from service.repository.spec import ModelSpec
 from service.runtime.session import Tensors
 from service.settings import Settings
@@ -135,11 +134,13 @@ def check_sizes(feeds: Tensors, spec: ModelSpec) -> None:
         if len(tensor) > MAX_BATCH:
             raise InputError(f"the input {name!r} has a batch of {len(tensor)}; at most {MAX_BATCH} are taken at once")
         if tensor.ndim == 4 and tensor.dtype == np.uint8:
-            _check_picture(name, tensor, spec)
+            _check_picture(name, tensor.shape[1:3], spec)
+        elif tensor.ndim == 4 and spec.task == "paint":  # float32 NCHW: the picture, and what its features are to be
+            _check_picture(name, tensor.shape[2:], spec)
 
 
-def _check_picture(name: str, tensor: NDArray[np.generic], spec: ModelSpec) -> None:
-    _, height, width, _ = tensor.shape
+def _check_picture(name: str, sides: tuple[int, ...], spec: ModelSpec) -> None:
+    height, width = sides
     step = spec.input.multiple_of
     if height % step or width % step:
         raise InputError(f"the input {name!r} is {height} x {width} pixels, but both sides must be multiples of {step}")
@@ -152,7 +153,7 @@ def most_pixels(spec: ModelSpec) -> int:
     """Pixels of one picture: what the tasks themselves run at once bounds the memory of a run."""
     if spec.input.size is not None:
         return MOST_USUAL * spec.input.size[0] * spec.input.size[1]
-    return TILE**2 if spec.task == "stylize" else (spec.input.max_side or USUAL_SIDE) ** 2
+    return TILE**2 if spec.task in PAINTERS else (spec.input.max_side or USUAL_SIDE) ** 2
 
 
 def run(model: LoadedModel, feeds: Tensors, timing: Timing) -> Tensors:
@@ -238,7 +239,7 @@ class Desk:
     async def infer(self, request: Request) -> Response:
         """Nothing is read for a request that cannot be served."""
         model = self._find(request)
-        workers = self._parts.nice_workers if model.spec.task == "stylize" else self._parts.workers
+        workers = self._parts.nice_workers if model.spec.task in PAINTERS else self._parts.workers
         workers.check(KIND)
         with Meter(self._settings.max_body_bytes, self._parts.budget) as meter:
             async with workers.deadline():

@@ -32,6 +32,7 @@ class Methods:
         if scope["type"] == "http":
             scope["route"] = next((route for route in self._routes if route.matches(scope)[0] is not Match.NONE), None)
         if method == "HEAD":
+            scope.setdefault("state", {})["head"] = True  # for what would answer without end
             await self._app({**scope, "method": "GET"}, receive, _without_body(send))
         elif method == "OPTIONS" and (allowed := allowed_methods(self._routes, scope)):
             await Response(status_code=204, headers={"Allow": ", ".join(allowed)})(scope, receive, send)

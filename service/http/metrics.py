@@ -72,10 +72,11 @@ BATCH = Family(
     "vision_batch_size", "histogram", ("model",), "Pictures in the model run that a request was part of; one a request", BATCH_SIZES
 )
 QUEUE = Family("vision_queue_length", "gauge", ("task",), "Requests that wait for their turn, in all workers")
+JOBS = Family("vision_jobs", "gauge", ("state",), "Jobs that wait, run, or have ended and are kept, in all workers")
 BUILD = Family("vision_build_info", "info", ("version",), "The service, always 1")
 MODEL = Family("vision_model_info", "info", MODEL_LABELS, "A model that is loaded, and how it runs; always 1")
 
-FAMILIES = (REQUESTS, DURATION, IN_FLIGHT, BYTES_IN, BYTES_OUT, REJECTED, STAGE, BATCH, QUEUE, BUILD, MODEL)
+FAMILIES = (REQUESTS, DURATION, IN_FLIGHT, BYTES_IN, BYTES_OUT, REJECTED, STAGE, BATCH, QUEUE, JOBS, BUILD, MODEL)
 
 
 class Metrics:
@@ -85,14 +86,20 @@ class Metrics:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
         self._cells = Cells(folder)
         self._cells.clear(family.name for family in FAMILIES if family.kind == "gauge")
         self._values = self._cells.values
         self._in_flight = self._place(IN_FLIGHT)
         self._of_request: dict[tuple[str, str, int], tuple[int, int, int, int]] = {}
         self._of_task: dict[tuple[str, str], tuple[int, list[int]]] = {}
-        self._of_queue: dict[str, int] = {}
-        self._watched: list[Callable[[], Mapping[str, int]]] = []
+        self._of_gauge: dict[tuple[str, str], int] = {}
+        self._watched: list[tuple[Family, Callable[[], Mapping[str, int]]]] = []
+
+    @property
+    def worker(self) -> int:
+        """The number of this process among its siblings, 0 where it has none."""
+        return self._cells.worker
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> "Metrics":
@@ -100,17 +107,19 @@ class Metrics:
         folder = (os.environ if environ is None else environ).get(FOLDER)
         return cls(Path(folder) if folder else None)
 
-    def watch(self, waiting: Callable[[], Mapping[str, int]]) -> None:
-        """Show the lengths of queues, by task or its path: `waiting` is asked whenever a request ends, and for every page."""
-        self._watched.append(waiting)
+    def watch(self, counts: Callable[[], Mapping[str, int]], family: Family = QUEUE) -> None:
+        """Show numbers by the only label of a gauge, such as the lengths of queues by task or its path: `counts` is asked whenever
+        a request ends, and for every page."""
+        self._watched.append((family, counts))
 
     def look(self) -> None:
-        """Ask for the lengths of queues."""
-        for waiting in self._watched:
-            for task, length in waiting().items():
-                if task not in self._of_queue:
-                    self._of_queue[task] = self._place(QUEUE, task.strip("/"))
-                self._values[self._of_queue[task]] = length
+        """Ask for what is watched."""
+        for family, counts in self._watched:
+            for label, number in counts().items():
+                key = family.name, label
+                if key not in self._of_gauge:
+                    self._of_gauge[key] = self._place(family, label.strip("/"))
+                self._values[self._of_gauge[key]] = number
 
     def begin(self) -> None:
         """A request has begun."""

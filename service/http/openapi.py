@@ -18,6 +18,7 @@ from service.http.cards import SHOWN as GALLERY
 from service.http.forms import MAX_PARTS
 from service.http.gate import SAFE, scopes_for
 from service.http.health import Alive, Ready
+from service.http.jobcards import Job
 from service.http.metrics import FORMATS
 from service.http.models import SHOWN as CATALOGUE
 from service.http.negotiation import JSON, PICTURES
@@ -263,6 +264,7 @@ SHOWN: tuple[type[BaseModel], ...] = (
     *(row.answer for row in TASKS if row.answer),
     *GALLERY,
     *CATALOGUE,
+    Job,
     Problem,
     Styles,
     Alive,

@@ -121,6 +121,8 @@ KINDS: dict[type[errors.VisionError], Kind] = {
     errors.ModelExists: Kind(409, "Choose another name, or send replace=true."),
     errors.ModelFixed: Kind(409, "Add a model of your own under another name."),
     errors.StyleUnknown: Kind(422, "Use one of the names in `known`; GET /styles shows them."),
+    errors.JobUnknown: Kind(404, "Use an id that POST /stylize/optimize has given, as long as its job is kept."),
+    errors.JobUnfinished: Kind(409, "Wait until the job's state is done; GET /jobs/{id}/events tells when."),
     errors.NoFace: Kind(422, "Send a photo that shows a face, large enough and in focus, or lower `confidence`."),
     errors.SeveralFaces: Kind(422, "Send a photo of one person, or use face=prominent or face=largest."),
     errors.FaceTooSmall: Kind(422, "Send a photo on which the face has at least `limit` pixels."),

@@ -10,7 +10,7 @@ from service.tasks.task import ModelInfo, TimingMs
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 OTHER = "other"  # stands for every path that no route has
-NAMING = ("/subject", "/api/v1/")  # paths that go on from here hold names of people, or a key
+NAMING = ("/subject", "/api/v1/", "/jobs/")  # paths that go on from here hold names of people, a key, or what is as good as one
 
 
 @dataclass(slots=True)

@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 from typing import Any, Protocol
@@ -53,7 +54,8 @@ class Turns(Protocol):
 
 class Server(uvicorn.Server):
     """Serves `app` on `listener`, a non-blocking listening socket, until stop(), SIGTERM or SIGINT; at a second signal the process
-    ends at once. `status` is what it should end with after run()."""
+    ends at once. `status` is what it should end with after run(). `ending` is called when nothing new is accepted any more: what
+    would be answered without end has to come to it."""
 
     server_state: State
 
@@ -65,6 +67,7 @@ class Server(uvicorn.Server):
         *,
         limits: Limits | None = None,
         turns: Turns | None = None,
+        ending: Callable[[], None] = lambda: None,
     ) -> None:
         limits = limits or Limits.of(settings, allow_connections())
         config = uvicorn.Config(
@@ -84,6 +87,7 @@ class Server(uvicorn.Server):
         self._listener, self._turns, self._seconds = listener, turns, settings.shutdown_seconds
         self._look_every = max(1, min(TICKS_A_SECOND, int(limits.client / 4 * TICKS_A_SECOND)))
         self._arriving: set[asyncio.Task[Any]] = set()
+        self._ending = ending
 
     @property
     def port(self) -> int:
@@ -178,6 +182,7 @@ class Server(uvicorn.Server):
         await self._close_port()
         for connection in state.open:
             connection.shutdown()
+        self._ending()
         if not await self._all_gone(end):
             logger.warning("time is up", extra={"requests": len(state.tasks)})
             await self._cancel_requests()  # which service.http.access answers

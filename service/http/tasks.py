@@ -121,7 +121,7 @@ class Task(Generic[Options]):
         """Decode the images and run the task, on the calling thread. `arrived`: the time.perf_counter() moment when the upload
         was complete; what it has waited since counts as queue. Raises whatever the engine raises."""
         waited = time.perf_counter() - arrived
-        photos = _decode(engine, upload.images, _sees(upload.options, media))
+        photos = decode_all(engine, upload.images, _sees(upload.options, media))
         for photo in photos.values():
             photo.timing.waited(waited, engine.settings.request_timeout)
         return self.run(engine, photos, upload.options, media)
@@ -132,7 +132,8 @@ def _sees(options: Strict, media: str) -> ClassifyOptions | DetectOptions | None
     return options if media == JSON and isinstance(options, ClassifyOptions | DetectOptions) else None
 
 
-def _decode(engine: Engine, images: Mapping[str, Data], enough_for: ClassifyOptions | DetectOptions | None) -> Photos:
+def decode_all(engine: Engine, images: Mapping[str, Data], enough_for: ClassifyOptions | DetectOptions | None = None) -> Photos:
+    """Pictures by their names; an error says which one it is about. Raises what Engine.decode raises."""
     photos: dict[str, Photo] = {}
     for name, data in images.items():
         try:

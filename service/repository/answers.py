@@ -16,6 +16,7 @@ ANSWERS: dict[Task, dict[str, Shape]] = {
     "embed-face": {"embedding": ("n", "d")},
     "face-liveness": {"logits": ("n", "classes")},
     "stylize": {"painted": ("n", "h", "w", "3")},
+    "paint": {"gradient": ("n", "3", "h", "w")},
 }
 """The outputs of each task's graph, and their axes."""
 

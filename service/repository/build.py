@@ -241,13 +241,14 @@ def _check(spec: ModelSpec, graph: str, case: Case, path: Path, run_graph: RunGr
         outputs = run_graph(path, case.feeds)
         if spec.parity is None:
             return f"answers as the task {spec.task} reads it: {check_answers(spec, outputs)}", outputs
-        worst: Difference = worst_difference(case, outputs)
+        worst: Difference = worst_difference(case, outputs, relative=spec.parity.relative)
     except ParityFailed as error:
         raise ParityFailed(f"{spec.name}: {graph}.onnx: {error}") from None
     except Exception as error:
         kind = "the stored input" if spec.parity else "a picture of noise"
         raise ParityFailed(f"{spec.name}: {graph}.onnx does not run on {kind}: {error}") from error
-    found = f"{worst.output!r} differs by at most {worst.value:.3g} from {spec.parity.reference}"
+    share = " of its largest" if spec.parity.relative else ""
+    found = f"{worst.output!r} differs by at most {worst.value:.3g}{share} from {spec.parity.reference}"
     if worst.value > spec.parity.atol:
         raise ParityFailed(
             f"{spec.name}: {graph}.onnx: {found} (at value {worst.at}), more than {spec.parity.atol:g}; it was not kept"

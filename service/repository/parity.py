@@ -100,8 +100,8 @@ def sort_cases(arrays: Tensors) -> dict[str, Case]:
     return cases
 
 
-def worst_difference(case: Case, outputs: Tensors) -> Difference:
-    """Where `outputs` differ most from what `case` stores.
+def worst_difference(case: Case, outputs: Tensors, *, relative: bool = False) -> Difference:
+    """Where `outputs` differ most from what `case` stores; relative: as a share of the largest value stored of that output.
 
     Raises ParityFailed when an output is missing, or its shape is not the stored one (for samples: is too small).
     """
@@ -112,12 +112,12 @@ def worst_difference(case: Case, outputs: Tensors) -> Difference:
     for name, wanted in case.outputs.items():
         if outputs[name].shape != wanted.shape:
             raise ParityFailed(f"output {name!r} has the shape {outputs[name].shape}, stored is {wanted.shape}")
-        found.append(_largest(name, outputs[name].ravel(), wanted.ravel(), np.arange(wanted.size)))
+        found.append(_largest(name, outputs[name].ravel(), wanted.ravel(), np.arange(wanted.size), relative))
     for name, (at, values) in case.samples.items():
         flat, indices = outputs[name].ravel(), at.astype(np.int64).ravel()
         if indices.size and not (indices.min() >= 0 and indices.max() < flat.size):
             raise ParityFailed(f"output {name!r} has {flat.size} values, stored is one at {indices.max()}")
-        found.append(_largest(name, flat[indices], values.ravel(), indices))
+        found.append(_largest(name, flat[indices], values.ravel(), indices, relative))
     return max(found, key=lambda difference: difference.value)
 
 
@@ -139,11 +139,13 @@ def _relative(wanted: Array, got: Array) -> float:
     return gap / max(spread, 1e-12) if np.isfinite(gap) else np.inf
 
 
-def _largest(name: str, got: Array, wanted: Array, indices: NDArray[np.int64]) -> Difference:
+def _largest(name: str, got: Array, wanted: Array, indices: NDArray[np.int64], relative: bool) -> Difference:
     if not got.size:
         return Difference(name, 0.0, 0)
     with np.errstate(invalid="ignore"):
         gap = np.abs(got.astype(np.float64) - wanted.astype(np.float64))
     gap[~np.isfinite(gap)] = np.inf
+    if relative:
+        gap /= max(float(np.abs(wanted.astype(np.float64)).max()), 1e-30)
     worst = int(gap.argmax())
     return Difference(name, float(gap[worst]), int(indices[worst]))

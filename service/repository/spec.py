@@ -8,6 +8,7 @@ aliases                         further names that people know it by
 [adapter]                       for a file that others exported: what it expects and answers, read by the recipe "adopt"
 [given]                         what its owner said of it when it was added; all else was found in the file
 [input]                         size, resize rule, and the arithmetic that the graph carries inside
+[layers]                        of a backbone to paint with: names of layers
 [[accuracy]]                    published and measured figures, each with its source
 [parity]                        the stored input and answer that guard the export
 [quantize]                      how the graph "model" is also written in int8 and float16
@@ -25,7 +26,7 @@ from service.errors import SpecInvalid
 from service.export.contract import Contract
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Task = Literal["classify", "detect", "detect-faces", "embed-face", "face-liveness", "stylize"]
+Task = Literal["classify", "detect", "detect-faces", "embed-face", "face-liveness", "stylize", "paint"]
 Precision = Literal["float32", "int8", "float16"]
 Range = tuple[float, float]
 MANIFEST = "model.toml"
@@ -78,20 +79,26 @@ class WeightFile(_Part):
 
 
 class Export(_Part):
-    """`recipe` is a name in service.export.RECIPES; `graphs` are the ONNX files that it writes, the first being "model"."""
+    """`recipe` is a name in service.export.RECIPES; `graphs` are the ONNX files that it writes, the first being "model".
+
+    kept: those of them that are not opened with the model, but that others are made of when they are asked for.
+    """
 
     recipe: str
     graphs: tuple[str, ...] = ("model",)
+    kept: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _first_is_model(self) -> Self:
         if not self.graphs or self.graphs[0] != "model":
             raise ValueError('graphs must start with "model"')
+        if not set(self.kept) <= set(self.graphs[1:]):
+            raise ValueError('kept must be among the graphs, and not "model"')
         return self
 
 
 class InputContract(_Part):
-    """What pixels the graph wants: uint8 NHWC RGB with a free batch.
+    """What pixels the graph wants: uint8 NHWC RGB with a free batch; of the task "paint", whose picture is optimised, float32 NCHW.
 
     Followed by the code are size ((height, width) in pixels, or None where any goes), multiple_of (of the sides), max_side, resize
     (the rule that brings a photo there), interpolation, crop, fill and padding. layout, dtype, color, mean and std only tell
@@ -102,8 +109,8 @@ class InputContract(_Part):
     size: tuple[int, int] | None = None
     multiple_of: int = 1
     max_side: int | None = None
-    layout: Literal["NHWC"] = "NHWC"
-    dtype: Literal["uint8"] = "uint8"
+    layout: Literal["NHWC", "NCHW"] = "NHWC"
+    dtype: Literal["uint8", "float32"] = "uint8"
     color: Literal["RGB"] = "RGB"
     resize: Literal["center-crop", "letterbox", "stretch", "fit", "align", "face-crop", "none"]
     interpolation: Literal["bilinear", "bicubic", "area"] = "bilinear"
@@ -112,6 +119,21 @@ class InputContract(_Part):
     padding: Literal["center", "bottom-right"] = Field("center", description="letterbox: where that lies")
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+
+class Layers(_Part):
+    """A backbone's layers by name, shallow to deep: all, and those that content and style are compared at by default."""
+
+    known: tuple[str, ...] = Field(min_length=1)
+    content: tuple[str, ...] = Field(min_length=1)
+    style: tuple[str, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _are_known(self) -> Self:
+        for name in (*self.content, *self.style):
+            if name not in self.known:
+                raise ValueError(f"{name!r} is not among the known layers: {', '.join(self.known)}")
+        return self
 
 
 class Accuracy(_Part):
@@ -130,6 +152,7 @@ class Parity(_Part):
 
     file: str = "parity.npz"
     atol: float = Field(gt=0)
+    relative: bool = Field(False, description="atol is a share of the largest stored value of each output")
     reference: str = Field(description="the independent implementation that gave the stored answers")
 
 
@@ -214,6 +237,7 @@ class ModelSpec(_Part):
     )
     face_scale: float = Field(1.0, gt=0, le=8, description="face-crop: sides of what is cut out over those of the face's box")
     input: InputContract
+    layers: Layers | None = Field(None, description="of a backbone to paint with")
     labels: str | None = Field(None, description="a text file beside model.toml, one label a line, in class order")
     accuracy: tuple[Accuracy, ...] = ()
     parity: Parity | None = Field(None, description="none: the graph is tried on noise, and its shapes are checked")
@@ -228,6 +252,17 @@ class ModelSpec(_Part):
         if (self.adapter is not None) != (self.export.recipe == "adopt"):
             raise ValueError('[adapter] belongs to the recipe "adopt", and that recipe needs it')
         return self
+
+    @model_validator(mode="after")
+    def _has_layers_to_paint_with(self) -> Self:
+        if (self.task == "paint") != (self.layers is not None):
+            raise ValueError('[layers] belongs to the task "paint", and that task needs it')
+        return self
+
+    @property
+    def opened_at_start(self) -> bool:
+        """Is it loaded when the service starts? A backbone to paint with is built then, and loaded when somebody first paints."""
+        return self.task != "paint"
 
     @property
     def graphs(self) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ class Session(Protocol):
 
 
 class OrtSession:
-    """One graph in onnxruntime, on the chosen provider, with all graph optimisations.
+    """One graph, a file or its bytes, in onnxruntime, on the chosen provider, with all graph optimisations.
 
     threads: inside one run. optimized: the file is such a graph as `save_to` gets, nothing is left to do. save_to: where the
     optimised graph is written while it is loaded.
@@ -57,7 +57,7 @@ class OrtSession:
 
     def __init__(
         self,
-        path: Path,
+        path: Path | bytes,
         choice: Choice,
         *,
         threads: int = 1,

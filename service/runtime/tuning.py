@@ -102,7 +102,7 @@ def options(
     """
     on_cpu = provider == CPU
     tried, note = _precisions(precisions, on_cpu, settings)
-    if spec.task == "stylize":
+    if spec.task in ("stylize", "paint"):
         all_cores = settings.threads or (cores if on_cpu else 1)
         return [Plan(precision=tried[0], threads=all_cores)], note
     within = max(1, cores // settings.parallel) if settings.parallel else cores

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import httpx2
 import pytest
 
 from service.cli import main, serve
@@ -269,3 +270,26 @@ def test_a_service_with_keys_tells_them_nowhere(bench: Any, jpeg: bytes) -> None
     assert log.count('"key":"web"') == 2
     assert "kkk" not in log
     assert "www" not in log
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_any_worker_tells_of_a_job_and_sigterm_ends_it_and_its_stream(
+    bench: Any, models: PathOf, photo_path: PathOf, workers: int
+) -> None:
+    models("yolov3-tiny-features")
+    with bench.server(workers, VISION_MODELS="yolov3-tiny-features") as running:
+        bench.wait_until(lambda: running.log.read_text().count('"ready"') == workers)
+        with httpx2.Client(base_url=f"http://127.0.0.1:{running.port}", timeout=30, headers={"connection": "close"}) as client:
+            files = {name: photo_path("coffee").read_bytes() for name in ("image", "style_image")}
+            begun = client.post("/stylize/optimize", files=files, data={"iterations": "5000", "max_side": "96"})
+            assert begun.status_code == 202
+            told = [client.get(begun.headers["location"]) for _ in range(12)]
+            assert {answer.json()["id"] for answer in told} == {begun.json()["id"]}
+            with client.stream("GET", begun.json()["links"]["events"]) as stream:
+                lines = stream.iter_lines()
+                assert any(line.startswith('data: {"id"') and '"iteration":0,' not in line for line in lines)
+                running.process.terminate()
+                rest = list(lines)
+            assert rest.count("event: end") == 1
+            assert '"state":"cancelled"' in rest[rest.index("event: end") + 1]
+        assert running.process.wait(20) == 0

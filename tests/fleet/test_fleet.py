@@ -1,6 +1,7 @@
 """Models come, change and go while requests run, and what is wrong never takes the place of what is right."""
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from service.fleet.folders import Watcher, look, signature
 from service.loaded import LoadedModel
 from service.repository.progress import Silent
 from service.repository.spec import ModelSpec
+from service.repository.store import own_manifests
 from service.settings import Settings
 from service.tasks.detect import DetectOptions, detect
 from service.tasks.task import Timing
@@ -155,6 +157,28 @@ def test_models_of_the_service_are_not_removed(fleet_of: FleetOf, make_model: Ma
             fleet.remove("nothing")
         fleet.remove("mine")
         assert fleet.names() == ["yunet"]
+
+
+def test_a_backbone_is_built_at_the_start_and_opened_when_somebody_paints(fleet_of: FleetOf, models: Callable[[str], Path]) -> None:
+    models("yolov3-tiny-features")
+    with closing(fleet_of("yolov3-tiny-features", model_repository=())) as fleet:
+        assert fleet.loaded == []
+        assert fleet.pending == []
+        assert fleet.state("yolov3-tiny-features") == "ready"
+        assert fleet.spec("paint", None).name == "yolov3-tiny-features"
+        fleet.get("yolov3-tiny-features")
+        assert [model.spec.name for model in fleet.loaded] == ["yolov3-tiny-features"]
+
+
+def test_one_that_cannot_be_built_stops_the_start(fleet_of: FleetOf, settings: Settings, tmp_path: Path) -> None:
+    folder = tmp_path / "models" / "broken"
+    shutil.copytree(
+        own_manifests() / "yolov3-tiny-features", folder, ignore=shutil.ignore_patterns("*.onnx", "build.json", "weights", ".*")
+    )
+    text = (folder / "model.toml").read_text().replace('name = "yolov3-tiny-features"', 'name = "broken"')
+    (folder / "model.toml").write_text(text)
+    with pytest.raises(SetupError, match="broken"):
+        fleet_of("broken", offline=True)
 
 
 def test_a_watcher_waits_until_nothing_moves_any_more(settings: Settings, make_model: MakeModel, repository: Path) -> None:

@@ -7,7 +7,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -42,7 +44,7 @@ from service.tasks.detect import DetectAnswer
 from service.tasks.faces import DetectFacesAnswer, VerifyFaceAnswer
 from service.tasks.people import EnrollAnswer, IdentifyAnswer, refusal
 from service.tasks.stylize import StyleInfo
-from service.tasks.task import ModelInfo, Timing
+from service.tasks.task import ModelInfo, Pixels, Timing
 
 
 class FakeGallery:
@@ -117,6 +119,9 @@ class FakeEngine:
         self.closed = False
         self.gallery: Any = FakeGallery()
         self.on_open: Callable[[], None] = lambda: None
+        self.turn: Callable[[int], object] = lambda _: None
+        self.iterations: int | None = None  # of paintings, whatever the options say
+        self.painted = threading.Event()
 
     ready = property(lambda self: self.started.is_set() and not self.closed)
     pending = property(lambda self: [] if self.ready else ["yolov3-tiny"])
@@ -194,6 +199,11 @@ class FakeEngine:
         model = ModelInfo.model_validate(ANSWERS["/classify"]["model"])
         return StylizeAnswer(255 - image.pixels, model, image.info, image.timing.report(), options)
 
+    def optimize(self, image: Any, style_image: Any, options: Any) -> "FakePainting":
+        if options.model == "nope":
+            raise ModelUnknown("nope", ["vgg16-hed"])
+        return FakePainting(self, self.decode(image).pixels, options)
+
     def styles(self) -> list[StyleInfo]:
         return [StyleInfo.model_validate({k: v for k, v in ANSWERS["/styles"]["styles"][0].items() if k != "thumbnail"})]
 
@@ -204,6 +214,45 @@ class FakeEngine:
 
     def describe(self) -> list[ModelCard]:
         return [ModelCard.model_validate(card) for card in ANSWERS["/models"]["models"]]
+
+
+@dataclass(frozen=True)
+class FakeStep:
+    iteration: int
+    iterations: int
+    height: int
+    width: int
+    picture: Callable[[], Pixels]
+    content: float = 1.5
+    style: float = 2.5
+    variation: float = 0.25
+    total: float = 4.25
+
+    @property
+    def done(self) -> float:
+        return self.iteration / self.iterations
+
+
+class FakePainting:
+    """Makes the photo darker with each iteration; `engine.turn` is called with its number before each."""
+
+    model = ModelInfo.model_validate(ANSWERS["/classify"]["model"])
+
+    def __init__(self, engine: FakeEngine, photo: Pixels, options: Any) -> None:
+        self._engine, self._photo, self._options, self._begun = engine, photo, options, False
+
+    def __iter__(self) -> Iterator[FakeStep]:
+        height, width = self._photo.shape[:2]
+        self._engine.calls.append(("optimize", self._options))
+        self._begun = True
+        iterations = self._engine.iterations or self._options.iterations
+        for number in range(1, iterations + 1):
+            self._engine.turn(number)
+            yield FakeStep(number, iterations, height, width, partial(np.right_shift, self._photo, min(number, 7)))
+
+    def close(self) -> None:
+        if self._begun:
+            self._engine.painted.set()
 
 
 def picture(kind: str = "JPEG", width: int = 640, height: int = 480) -> bytes:
@@ -369,7 +418,9 @@ def serve(start_server: Callable[..., Server]) -> Callable[[Any], int]:
     """Serves create_app(engine) until the test ends; gives the port."""
 
     def start(engine: Any) -> int:
-        server = start_server(create_app(engine, give_up=no_give_up), engine.settings.model_copy(update={"shutdown_seconds": 2.0}))
+        app = create_app(engine, give_up=no_give_up)
+        settings = engine.settings.model_copy(update={"shutdown_seconds": 2.0})
+        server = start_server(app, settings, ending=app.ending)
         wait_until(lambda: engine.ready)
         return server.port
 

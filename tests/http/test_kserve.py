@@ -585,3 +585,12 @@ def test_every_picture_that_goes_in_is_bounded() -> None:
     check_sizes({"pixels": small, "style_pixels": small}, spec)
     with pytest.raises(InputError, match="'style_pixels' is 8192 x 8192"):
         check_sizes({"pixels": small, "style_pixels": huge}, spec)
+
+
+def test_a_backbone_s_float_picture_is_bounded_too() -> None:
+    spec = scan(Settings())["vgg16-hed"]
+    check_sizes(
+        {"picture": np.zeros((1, 3, 1024, 1024), np.float32), "content/conv4_2": np.zeros((1, 512, 128, 128), np.float32)}, spec
+    )
+    with pytest.raises(InputError, match="the input 'picture' is 2048 x 1024 pixels"):
+        check_sizes({"picture": np.zeros((1, 3, 2048, 1024), np.float32)}, spec)

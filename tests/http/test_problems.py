@@ -27,6 +27,8 @@ STATUSES = {
     "option_invalid": 422,
     "model_unknown": 404,
     "style_unknown": 422,
+    "job_unknown": 404,
+    "job_unfinished": 409,
     "no_face": 422,
     "several_faces": 422,
     "face_too_small": 422,

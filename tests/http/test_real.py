@@ -105,3 +105,28 @@ def test_every_model_is_listed_and_ready(real: TestClient) -> None:
     }
     assert all(card["ready"] and card["licence"]["spdx"] and len(card["digest"]) == 64 for card in cards)
     assert real.get("/health/ready").status_code == 200
+
+
+def test_a_photo_is_painted_by_a_job(real: TestClient, photo_path: Photo) -> None:
+    files = {"image": photo_path("chelsea").read_bytes(), "style_image": photo_path("coffee").read_bytes()}
+    options = {"model": "yolov3-tiny-features", "iterations": "8", "max_side": "96", "multi_scale": "false"}
+    begun = real.post("/stylize/optimize", files=files, data=options).json()
+    assert begun["size"] == {"width": 96, "height": 64}
+    events = real.get(begun["links"]["events"]).text
+    job = real.get(begun["links"]["self"]).json()
+    assert (job["state"], job["model"]["name"]) == ("done", "yolov3-tiny-features")
+    assert job["size"] == begun["size"]
+    assert events.count("event: end") == 1
+    picture = real.get(begun["links"]["result"])
+    assert picture.headers["x-model"] == "yolov3-tiny-features"
+    painted = np.asarray(opened(picture.content), np.float32)
+    photo = np.asarray(opened(files["image"]).convert("RGB").resize((96, 64), Image.Resampling.BOX), np.float32)
+    assert painted.shape == photo.shape
+    assert 2 < np.abs(painted - photo).mean() < 100  # painted, and still the photo
+
+
+@pytest.mark.parametrize(("option", "value"), [("content_layers", "nowhere"), ("max_side", "4096"), ("model", "sface")])
+def test_what_a_job_could_not_do_is_refused_at_once(real: TestClient, photo_path: Photo, option: str, value: str) -> None:
+    photo = photo_path("chelsea").read_bytes()
+    response = real.post("/stylize/optimize", files={"image": photo, "style_image": photo}, data={option: value})
+    assert response.json()["code"] == ("model_unknown" if option == "model" else "option_invalid")

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import pytest
 
 SCRIPTS = (
-    *("accuracy", "decoders", "faces", "frigate", "gallery", "gallery_crash", "gallery_load", "hotload", "latency"),
+    *("accuracy", "decoders", "faces", "frigate", "gallery", "gallery_crash", "gallery_load", "hotload", "jobs", "latency"),
     *("limit", "overload", "painting", "pointing", "serve", "sliding", "soak", "startup"),
 )
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"

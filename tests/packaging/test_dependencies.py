@@ -39,7 +39,7 @@ def pins(root: Path) -> dict[str, Version]:
     return {name: Version(version) for name, version in (line.split("==") for line in lines)}
 
 
-@pytest.mark.parametrize("extra", ["cpu", "cuda", "heic", "otel", "bench", "dev"])
+@pytest.mark.parametrize("extra", ["cpu", "cuda", "heic", "otel", "bench", "torch", "dev"])
 def test_pins_satisfy_what_pyproject_asks_for(project: dict[str, Any], pins: dict[str, Version], extra: str) -> None:
     for requirement in requirements(project, extra):
         assert pins[canonicalize_name(requirement.name)] in requirement.specifier, str(requirement)

@@ -142,3 +142,12 @@ def test_a_parity_file_is_never_unpickled(make_spec: Any) -> None:
     np.savez(spec.folder / "parity.npz", **{"model/in/x": np.array([{}], object), "model/out/y": np.ones(1)})
     with pytest.raises(SpecInvalid, match=r"parity\.npz"):
         load_cases(spec)
+
+
+def test_differences_can_be_shares_of_each_output_s_largest_value() -> None:
+    stored = case(a=np.array([0.0, 1e-6]), b=np.array([1000.0, -2000.0]))
+    outputs = {"a": np.array([0.0, 1.1e-6]), "b": np.array([1001.0, -2000.0])}
+    worst = worst_difference(stored, outputs, relative=True)
+    assert (worst.output, worst.at) == ("a", 1)
+    assert worst.value == pytest.approx(0.1)
+    assert worst_difference(stored, outputs).output == "b"

@@ -34,6 +34,9 @@ def test_a_whole_manifest(make_spec: Any) -> None:
         ("atol = 1e-06", "atol = 0", "parity.atol: Input should be greater than 0"),
         ('name = "tiny"', 'name = "other"', "name: is 'other', but the folder is called 'tiny'; make them the same"),
         ('name = "tiny"', "name = tiny", "Invalid value"),
+        ('recipe = "tiny"', 'recipe = "tiny"\nkept = ["model"]', 'kept must be among the graphs, and not "model"'),
+        ('task = "classify"', 'task = "paint"', '[layers] belongs to the task "paint", and that task needs it'),
+        ("[parity]", '[layers]\nknown = ["a"]\ncontent = ["a"]\nstyle = ["b"]\n[parity]', "'b' is not among the known layers: a"),
     ],
 )
 def test_what_is_wrong_is_named_with_file_and_key(manifest: Path, before: str, after: str, said: str) -> None:
