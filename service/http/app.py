@@ -37,6 +37,7 @@ from service.http import (
     openapi,
     openapi_faces,
     openapi_models,
+    page,
     routes,
     tracing,
 )
@@ -56,6 +57,7 @@ FLUSH_SECONDS = 2.0  # that traces get to be sent in the end
 PROTOCOLS: dict[str, Protocol] = {"kserve": kserve.PROTOCOL, "deepstack": deepstack.PROTOCOL, "compreface": compreface.PROTOCOL}
 """What other programs speak already, by the name in VISION_PROTOCOLS."""
 
+PAGE = page.load(__version__)
 _TASK_WAYS = frozenset(("POST", task.path) for task in TASKS)
 CLOSING_SECONDS = 2.0  # that a model still being loaded is waited for when the process is told to stop
 ABANDONED_SECONDS = 0.5  # that a job is waited for whose client has gone, or was told that time is up
@@ -109,7 +111,7 @@ def create_app(engine: Engine, *, give_up: Callable[[str], None] = stop_process)
         version=__version__,
         summary="Classify pictures, find objects, compare faces, paint photos",
         description=openapi.DESCRIPTION,
-        routes=list(ways.values()),
+        routes=[*ways.values(), _route("GET", page.ASSETS, page.assets_endpoint(PAGE))],
         lifespan=_lifespan(engine, groups, give_up, traces),
         redirect_slashes=False,
         swagger_ui_parameters={"validatorUrl": None, "defaultModelsExpandDepth": 0, "displayRequestDuration": True},
@@ -157,6 +159,7 @@ def _table(
         ("PATCH", models.MODEL, models.change_endpoint(desk), openapi_models.CHANGE),
         ("DELETE", models.MODEL, models.remove_endpoint(desk), openapi_models.REMOVE),
     ]
+    links = routes.Links(version=__version__, tasks=[task.path for task in TASKS])
     return [
         *tasks,
         *gallery,
@@ -167,7 +170,7 @@ def _table(
         ("GET", "/health/ready", health.ready_endpoint(engine), openapi.READY),
         ("GET", "/metrics", health.metrics_endpoint(metrics, engine), openapi.METRICS),
         ("GET", "/problems/{code}", routes.explain_problem, openapi.PROBLEM),
-        ("GET", "/", routes.landing_endpoint(__version__, [task.path for task in TASKS]), openapi.LANDING),
+        ("GET", "/", page.landing_endpoint(PAGE, links), openapi.LANDING),
     ]
 
 

@@ -21,6 +21,7 @@ from service.http.health import Alive, Ready
 from service.http.metrics import FORMATS
 from service.http.models import SHOWN as CATALOGUE
 from service.http.negotiation import JSON, PICTURES
+from service.http.page import HTML
 from service.http.problems import (
     KINDS,
     MEDIA_TYPE,
@@ -34,7 +35,7 @@ from service.http.problems import (
     ScopeMissing,
     describe,
 )
-from service.http.routes import HTML, Explanation, Links, Styles
+from service.http.routes import Explanation, Links, Styles
 from service.http.tasks import TASKS, Task
 from service.http.uploads import FORM, Fields
 from service.settings import Settings
