@@ -12,6 +12,8 @@ const SHOWN = ["iterations", "max_side", "preserve_color"]; // what most want to
 const LEFT_OUT = new Set(["image", "style_image", "format", "quality"]);
 const REJOIN = 2000; // milliseconds until a stream that broke is taken up again
 
+const pause = (wait) => new Promise((go) => { setTimeout(go, wait); });
+
 export function painting({ stage, wipe, receipt, style }) {
   const request = new Request((on) => stage.busy(on));
   const charts = { content: new Chart("Content loss"), style: new Chart("Style loss") };
@@ -71,18 +73,22 @@ export function painting({ stage, wipe, receipt, style }) {
     for (let tries = 0; job?.id === mine.id && running(); tries += 1) {
       try {
         for await (const { event, data } of events(mine.links.events, signal)) {
+          if (signal.aborted) return;
           if (event === "preview") { picture = data.image; if (visible) wipe.show(picture); } else if (event === "progress" || event === "end") update(data);
           tries = 0;
         }
-        if (running()) update((await ask(mine.links.self)).data);
+        if (!running()) break;
+        await pause(REJOIN); // the stream ended before the painting did: a proxy may have cut it
+        const { data } = await ask(mine.links.self, { signal });
+        update(data);
       } catch (error) {
         if (aborted(error)) return;
         if (error.code !== "network" || tries > 5) { request.say(error); job = { ...job, state: "failed" }; break; }
         told.textContent = "The connection broke; taking it up again…";
-        await new Promise((go) => setTimeout(go, REJOIN));
+        await pause(REJOIN);
       }
     }
-    if (job?.id === mine.id) await ended();
+    if (job?.id === mine.id && !signal.aborted) await ended();
   }
 
   function update(data) {
@@ -115,10 +121,13 @@ export function painting({ stage, wipe, receipt, style }) {
     cancel.disabled = true;
     try {
       const { data } = await ask(job.links.self, { method: "DELETE" });
-      if (running()) job = data;
+      if (running()) {
+        following?.abort();
+        job = data;
+        ended();
+      }
     } catch (error) { request.say(error); }
     cancel.disabled = false;
-    if (!running()) { following?.abort(); ended(); }
   }
 
   function shownNow() {
