@@ -34,7 +34,7 @@ ifneq ($(shell cat $(MADE) 2>/dev/null),$(CURDIR))
 .PHONY: $(MADE)
 endif
 
-.PHONY: help serve models doctor test check format bench bench-serve bench-overload bench-soak bench-gallery gallery-load gallery-crash accuracy screenshots clean
+.PHONY: help serve models doctor test check format bench bench-serve bench-overload bench-soak bench-gallery gallery-load gallery-crash bench-sliding pointing accuracy screenshots clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -89,6 +89,12 @@ gallery-load: $(BENCH) ## 64 clients enrol, identify and delete for a minute: is
 
 gallery-crash: $(BENCH) ## kill -9 during a thousand enrolments, twenty times, on both databases: is anything lost?
 	$(BIN)/python benchmarks/gallery_crash.py $(ARGS)
+
+bench-sliding: $(BENCH) ## a photo's windows in one convolutional pass, next to one by one
+	$(BIN)/python benchmarks/sliding.py $(ARGS)
+
+pointing: $(BENCH) ## does the classifier look at the object? On your photos: ARGS="--coco DIR --imagenet DIR"
+	$(BIN)/python benchmarks/pointing.py $(ARGS)
 
 accuracy: $(BENCH) ## accuracy on your photos: ARGS="--imagenet DIR --coco DIR --faces DIR"
 	$(BIN)/python benchmarks/accuracy.py $(ARGS)

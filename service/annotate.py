@@ -1,10 +1,12 @@
-"""Answers drawn on the photos they are about: the one place where detections and faces become marks."""
+"""Answers drawn on the photos they are about: the one place where detections, faces and heat maps become marks."""
 
 import unicodedata
 from collections.abc import Sequence
 from hashlib import blake2b
 
 from service.imaging.draw import Mark, draw
+from service.imaging.heat import paint_heat
+from service.tasks.activation import Heat
 from service.tasks.detect import Detection
 from service.tasks.face_embedding import Face
 from service.tasks.people import Candidate, IdentifiedFace
@@ -32,6 +34,12 @@ def draw_identified(pixels: Pixels, faces: Sequence[IdentifiedFace]) -> Pixels:
     One colour a subject, the same on every photo; another for all unknown.
     """
     return draw(pixels, [_who(face) for face in faces])
+
+
+def draw_heat(pixels: Pixels, heat: Heat) -> Pixels:
+    """A copy of the photo with a class's heat map over it, and its strongest region boxed, with label and confidence (percent)."""
+    mark = Mark(heat.box, f"{heat.label} {heat.confidence:.0%}", heat.class_id)
+    return draw(paint_heat(pixels, heat.grid, heat.view), [mark])
 
 
 def _who(face: IdentifiedFace) -> Mark:

@@ -1,13 +1,15 @@
 """Which models there are: those that the tasks can read, which one each task runs, and a card for people about each."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pydantic import BaseModel, Field
 
-from service.errors import SpecInvalid
+from service.errors import OptionInvalid, SpecInvalid
 from service.loaded import LoadedModel
-from service.repository.spec import MANIFEST, Accuracy, InputContract, Licence, ModelSpec, Precision, Task
+from service.repository.maps import WINDOWS
+from service.repository.spec import MANIFEST, MAPS, Accuracy, InputContract, Licence, ModelSpec, Precision, Task
 from service.runtime.tuning import Tuning
+from service.tasks.classify import ClassifyOptions
 from service.tasks.stylize import SAMPLE
 
 FAMILIES: dict[Task, tuple[str, ...]] = {
@@ -43,6 +45,8 @@ class ModelCard(BaseModel):
     provider_note: str | None = Field(description="why it is not the provider asked for or a faster one, if so")
     precision: Precision = Field(description="the arithmetic that it runs in")
     tuning: Tuning = Field(description="how it runs on this machine, and what else was measured")
+    explains: bool = Field(description="a classifier that can say where it looks: explain=true")
+    slides: bool = Field(description="one that can look at a whole photo window by window: sliding_window=true")
     classes: int = Field(description="how many labels it has; 0 where labels make no sense")
     accuracy: list[Accuracy]
     ready: bool
@@ -97,7 +101,22 @@ def card(model: LoadedModel, *, default: bool, chosen: str | None = None) -> Mod
         provider_note=model.note,
         precision=info.precision,
         tuning=model.tuning,
+        explains=model.explains,
+        slides=model.slides,
         classes=len(model.labels),
         accuracy=list(spec.accuracy),
         ready=model.warm,
     )
+
+
+def check_looks(options: ClassifyOptions, model: LoadedModel, others: Iterable[LoadedModel]) -> None:
+    """Raises OptionInvalid where a classifier cannot do what `options` ask for, saying why and which of `others` can."""
+    if not model.explains:
+        why = model.lacks.get(MAPS, "its recipe writes no class maps")
+        asked, can = ("explain" if options.explain else "sliding_window"), [m.spec.name for m in others if m.explains]
+    elif options.sliding_window and not model.slides:
+        why, asked, can = model.lacks[WINDOWS], "sliding_window", [m.spec.name for m in others if m.slides]
+    else:
+        return
+    names = ", ".join(can) or "none that is loaded; efficientnet-lite0 comes with the service"
+    raise OptionInvalid(asked, f"{asked}: {model.spec.name} cannot do that: {why}; models that can: {names}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from service.catalogue import ModelCard
+from service.catalogue import ModelCard, check_looks
 from service.errors import InputError, ModelUnknown, OptionInvalid, StyleUnknown
 from service.fleet import Fleet
 from service.gallery.gallery import Gallery
@@ -21,9 +21,9 @@ from service.recognition import Recognition
 from service.repository.progress import Progress, terminal_progress
 from service.repository.spec import Task
 from service.repository.store import find_built
-from service.runtime.machine import usable_cores
+from service.runtime.machine import give_back_memory, usable_cores
 from service.settings import Settings
-from service.tasks.classify import ClassifyAnswer, ClassifyOptions, classify, crop_scale
+from service.tasks.classify import ClassifyAnswer, ClassifyOptions, classify, crop_scale, explain
 from service.tasks.detect import DetectAnswer, DetectOptions, detect, letterbox_scale
 from service.tasks.faces import DetectFacesAnswer, DetectFacesOptions, VerifyFaceAnswer, VerifyFaceOptions, detect_faces, verify
 from service.tasks.options import merged
@@ -113,12 +113,27 @@ class Engine:
         return open_photo(image, self.settings, self._scale(enough_for))
 
     def classify(self, image: ImageLike, options: ClassifyOptions | None = None, **given: Any) -> ClassifyAnswer:
-        """What is on the photo: the most probable classes, best first."""
+        """What is on the photo: the most probable classes, best first; with `explain` and `sliding_window` where that is seen.
+
+        Raises OptionInvalid where the model cannot say that."""
         options = merged(ClassifyOptions, options, given)
         model = self._model("classify", options.model)
+        if options.looks:
+            return self._explained(image, options, model)
         photo, timing = self._opened(image, options)
         predictions = classify(photo.pixels, options, model, timing, photo.grid)
         return ClassifyAnswer(model=model.info, image=photo.info, timing_ms=timing.report(), predictions=predictions)
+
+    def _explained(self, image: ImageLike, options: ClassifyOptions, model: LoadedModel) -> ClassifyAnswer:
+        check_looks(options, model, self.fleet.loaded)
+        photo, timing = self._opened(image, options)
+        found = explain(photo.pixels, options, model, timing, photo.grid)
+        if options.sliding_window:
+            give_back_memory()  # a large photo's feature maps are some hundred megabytes
+        info = model.info.model_copy(update={"precision": model.spec.precision})  # "maps" runs as it was built
+        answer = ClassifyAnswer(model=info, image=photo.info, timing_ms=timing.report(), **found.fields)
+        answer.keep_heat(found.heat)
+        return answer
 
     def detect(self, image: ImageLike, options: DetectOptions | None = None, **given: Any) -> DetectAnswer:
         """Which objects are on the photo, and where."""
@@ -232,7 +247,7 @@ class Engine:
         if options is None or not self.settings.reduced_decode:
             return None
         if isinstance(options, ClassifyOptions):
-            return crop_scale(self.fleet.spec("classify", options.model))
+            return crop_scale(self.fleet.spec("classify", options.model), whole=options.sliding_window)
         return letterbox_scale(self.fleet.spec("detect", options.model))
 
     def load(self, name: str) -> LoadedModel:

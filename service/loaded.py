@@ -1,11 +1,14 @@
 """A model ready to answer: its manifest, its sessions on the chosen provider, and the lane that its runs queue in.
 
 load() decides how the model runs (service.runtime.tuning: set, remembered, measured now, or the default), opens the graphs of
-that precision, from their optimised forms where those are kept, and sizes the lane by the plan.
+that precision, from their optimised forms where those are kept, and sizes the lane by the plan. The graph that explains a
+classifier is opened when it is first asked for: most services never are.
 """
 
 import logging
+import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from service.errors import DeviceUnavailable, InferenceFailed, SetupError, SpecInvalid
-from service.repository.build import RECORD
+from service.repository.build import RECORD, damage, read_record
 from service.repository.files import digest_of
+from service.repository.maps import WINDOWS
 from service.repository.parity import load_cases
-from service.repository.spec import ModelSpec, Precision
+from service.repository.spec import MAPS, ModelSpec, Precision
 from service.repository.store import BuiltModel, build_folder
 from service.repository.thresholds import THRESHOLD, read_calibrated
 from service.runtime.machine import in_background, usable_cores
@@ -42,7 +46,8 @@ USUAL_SIZE = (480, 640)
 @dataclass
 class LoadedModel:
     """Implements `service.tasks.task.Model`. `folder` is where it was built; `note` why `provider` is not a faster one; `tuning`
-    how it runs."""
+    how it runs; `later` the graphs that are opened at their first run, which adds them to `sessions`; `lacks` what there is not,
+    and why (see BuiltModel)."""
 
     spec: ModelSpec
     sessions: dict[str, Session]
@@ -52,6 +57,8 @@ class LoadedModel:
     note: str | None = None
     tuning: Tuning = field(default_factory=lambda: Tuning(plan=Plan(), source="default"))
     warm: bool = False
+    later: frozenset[str] = frozenset()
+    lacks: Mapping[str, str] = field(default_factory=dict)
     labels: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -66,6 +73,16 @@ class LoadedModel:
             provider=self.sessions["model"].provider,
             precision=self.spec.precision if self.tuning.plan.precision == "float32" else self.tuning.plan.precision,
         )
+
+    @property
+    def explains(self) -> bool:
+        """Can it say where it looks?"""
+        return MAPS in self.sessions or MAPS in self.later
+
+    @property
+    def slides(self) -> bool:
+        """Can it look at larger pictures window by window?"""
+        return self.explains and WINDOWS not in self.lacks
 
     def run(self, feeds: Tensors, timing: Timing, graph: str = "model") -> Tensors:
         """Run one graph through the lane; see the protocol."""
@@ -145,7 +162,7 @@ class _Ways:
     def open(self, graph: str, precision: Precision, threads: int, found: Path | None = None) -> Session:
         """One graph. Threads of a painter, which may take seconds, give way to quick answers."""
         path, painter = self.built.variants[precision][graph], self.built.spec.task == "stylize"
-        sizes: Sizes = "huge" if painter else "some" if self.built.spec.input.size is None else "one"
+        sizes: Sizes = "huge" if painter or graph == MAPS else "some" if self.built.spec.input.size is None else "one"
 
         def make() -> OrtSession:
             return self.optimized.open(path, threads=threads, sizes=sizes, found=found)
@@ -155,6 +172,15 @@ class _Ways:
             text = f"{self.built.spec.name} was put on {session.provider}; `vision-service doctor` says more"
             raise DeviceUnavailable(f"VISION_DEVICE=cuda, but {text}")
         return session
+
+    def open_later(self, graph: str, plan: Plan) -> Session:
+        """A graph that was not opened at the start, in float32. Raises InferenceFailed where it is not the one that was built."""
+        path, built = self.built.graphs[graph], self.built
+        record = None if self.optimized.find(path) else read_record(built.spec, built.folder)
+        damaged = None if record is None else damage(built.spec, built.folder, record, [graph])
+        if damaged is not None:
+            raise InferenceFailed(f"{damaged}; the next start builds it again")
+        return self.open(graph, "float32", plan.threads)
 
     def _measure(self) -> Tuning:
         feeds = load_cases(self.built.spec)["model"].feeds
@@ -207,7 +233,7 @@ def load(built: BuiltModel, choice: Choice, settings: Settings) -> LoadedModel:
     ways = _Ways.of(built, choice, settings)
     tuning = ways.known() or ways.find_out()
     plan = tuning.plan
-    sessions = {graph: ways.open(graph, plan.precision, plan.threads) for graph in built.variants[plan.precision]}
+    sessions = {graph: ways.open(graph, plan.precision, plan.threads) for graph in built.variants[plan.precision] if graph != MAPS}
     return _assemble(ways, tuning, sessions)
 
 
@@ -221,7 +247,7 @@ def load_known(built: BuiltModel, choice: Choice, settings: Settings) -> LoadedM
     if tuning is None:
         return None
     plan = tuning.plan
-    found = {graph: ways.optimized.find(path) for graph, path in built.variants[plan.precision].items()}
+    found = {graph: ways.optimized.find(path) for graph, path in built.variants[plan.precision].items() if graph != MAPS}
     if None in found.values():
         return None
     return _assemble(ways, tuning, {graph: ways.open(graph, plan.precision, plan.threads, path) for graph, path in found.items()})
@@ -241,11 +267,19 @@ def tune_ahead(built: BuiltModel, choice: Choice, settings: Settings) -> Tuning:
 def _assemble(ways: _Ways, tuning: Tuning, sessions: dict[str, Session]) -> LoadedModel:
     spec, plan = _calibrated(ways.built), tuning.plan
 
+    opening, later = threading.Lock(), frozenset(ways.built.graphs) - set(sessions)
+
     def run(graph: str, feeds: Tensors) -> Tensors:
+        if graph not in sessions and graph in later:
+            with opening:
+                sessions[graph] = sessions.get(graph) or ways.open_later(graph, plan)
         return sessions[graph].run(feeds)
 
     lane = Lane(spec.name, run, workers=plan.parallel, queue_length=ways.settings.queue_length, max_batch=plan.batch)
-    return LoadedModel(spec, sessions, ways.built.digest, lane, ways.built.folder, ways.choice.note, tuning)
+    built = ways.built
+    return LoadedModel(
+        spec, sessions, built.digest, lane, built.folder, ways.choice.note, tuning, later=later, lacks=dict(built.lacks)
+    )
 
 
 def _calibrated(built: BuiltModel) -> ModelSpec:

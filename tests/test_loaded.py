@@ -115,9 +115,7 @@ def test_the_fastest_variant_is_chosen_and_named(copy: Callable[[str], BuiltMode
     small, large = copy("yunet"), copy("yolov3-tiny")
     feeds = load_cases(small.spec)["model"].feeds
     assert set(feeds) == set(load_cases(large.spec)["model"].feeds)
-    built = replace(
-        large, spec=small.spec, faster={"int8": {"model": small.graphs["model"].rename(small.folder / "model.int8.onnx")}}
-    )
+    built = replace(large, spec=small.spec, faster={"int8": small.graphs["model"].rename(small.folder / "model.int8.onnx")})
     with opened(built, SETTINGS.model_copy(update={"batch": 1})) as model:
         assert model.info.precision == "int8"
         assert {one.precision for one in model.tuning.measured} == {"float32", "int8"}

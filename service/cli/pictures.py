@@ -11,7 +11,7 @@ from typing import Any, cast
 from rich.console import Console
 from rich.progress import Progress
 
-from service.annotate import draw_detections, draw_faces
+from service.annotate import draw_detections, draw_faces, draw_heat
 from service.cli.files import Found, Target, find_photos, in_order
 from service.cli.verbs import Verbs, add_options, read_options
 from service.engine import Engine
@@ -51,9 +51,10 @@ def add_to(verbs: Verbs) -> None:
         if name == "stylize":
             parser.add_argument("--style-image", type=Path, metavar="FILE", help="any picture, whose style is taken")
             parser.add_argument("--out", type=Path, required=True, help="where paintings go: a folder, or a file for one photo")
-        elif name != "classify":
+        else:
+            what = "heat maps (needs --explain or --sliding-window)" if name == "classify" else "boxes"
             parser.add_argument(
-                "--out", type=Path, help="also write the photos with boxes drawn: a folder, or a file for one photo"
+                "--out", type=Path, help=f"also write the photos with {what} drawn: a folder, or a file for one photo"
             )
         parser.set_defaults(run=run, kind=kind, work=work, out=None)
 
@@ -113,9 +114,20 @@ def _decoded(engine: Engine, path: Path) -> Photo:
         raise
 
 
-def _classify(engine: Engine, path: Path, options: ClassifyOptions, _: argparse.Namespace) -> Outcome:
-    answer = engine.classify(path, options)
-    return Outcome(answer.model_dump(mode="json"), [f"{p.confidence:6.1%}  {p.label}" for p in answer.predictions])
+def _classify(engine: Engine, path: Path, options: ClassifyOptions, arguments: argparse.Namespace) -> Outcome:
+    if arguments.out is not None and not options.looks:
+        raise OptionInvalid("--out", "--out: there is something to draw only with --explain or --sliding-window")
+    photo = engine.decode(path, None if arguments.out is not None else options)
+    answer = engine.classify(photo, options)
+    lines = [f"{p.confidence:6.1%}  {p.label}" for p in answer.predictions]
+    if answer.localization is not None:
+        lines.append(f"{answer.localization.label}: {corners(answer.localization.box)}")
+    if answer.windows is not None:
+        lines.append(f"windows: {', '.join(answer.windows.labels.values())}")
+    picture, suffix = None, ".png"
+    if arguments.out is not None and answer.heat is not None:
+        picture, suffix = encoded(draw_heat(photo.pixels, answer.heat), path, arguments.out)
+    return Outcome(answer.model_dump(mode="json"), lines, picture, suffix)
 
 
 def _detect(engine: Engine, path: Path, options: DetectOptions, arguments: argparse.Namespace) -> Outcome:

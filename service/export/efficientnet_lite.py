@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from service.errors import ExportFailed
+from service.export.class_maps import class_maps
 from service.export.graph import Graph, fold_batch_norm
 from service.export.torchfile import read_state_dict
 
@@ -63,12 +64,15 @@ class _Weights:
 
 
 def export(files: Mapping[str, Path]) -> dict[str, ModelProto]:
-    """The recipe `efficientnet-lite`: one .pth file in torch's legacy format to the graph "model".
+    """The recipe `efficientnet-lite`: one .pth file in torch's legacy format to the graphs "model" and "maps".
+
+    The padding that is fixed for 224 pixels is TensorFlow's for every side that is a multiple of 32: "maps" takes those.
 
     Raises ExportFailed where the file is not such a state dict.
     """
     (path,) = files.values()
-    return {"model": build(read_state_dict(path))}
+    model = build(read_state_dict(path))
+    return {"model": model, "maps": class_maps(model)}
 
 
 def build(tensors: Mapping[str, NDArray[Any]]) -> ModelProto:

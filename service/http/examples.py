@@ -80,6 +80,8 @@ _MODEL_CARD: dict[str, Any] = {
         ],
         "note": None,
     },
+    "explains": False,
+    "slides": False,
     "classes": 80,
     "accuracy": [
         {

@@ -67,7 +67,6 @@ def as_json(answer: BaseModel) -> Response:
 
 def task_endpoint(task: Task[Any], engine: Engine, workers: Workers, budget: UploadBudget) -> Endpoint:
     """Guards, then the body, then the engine: nothing is read for a request that cannot be served."""
-    vary = {"Vary": "Accept"} if len(task.offers) > 1 else {}
     name = task.path.strip("/")
 
     async def endpoint(request: Request) -> Response:
@@ -80,6 +79,7 @@ def task_endpoint(task: Task[Any], engine: Engine, workers: Workers, budget: Upl
                 job = partial(task.answer_upload, engine, upload, media, time.perf_counter())
                 reply = await workers.run(task.path, job, request.receive)
         record_of(request.scope).ran(name, reply.model, reply.timing)
+        vary = {"Vary": "Accept"} if len(task.offers_for(upload.options)) > 1 else {}
         return Response(reply.body, headers={**vary, **reply.headers}, media_type=reply.media)
 
     endpoint.__name__ = name.replace("-", "_")

@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, Field
 
-from service.annotate import draw_detections, draw_faces, draw_identified
+from service.annotate import draw_detections, draw_faces, draw_heat, draw_identified
 from service.engine import Engine, StylizeAnswer
 from service.errors import (
     GalleryMismatch,
@@ -20,6 +20,7 @@ from service.errors import (
     InputError,
     ModelUnknown,
     NoFace,
+    OptionInvalid,
     SeveralFaces,
     StyleUnknown,
     VisionError,
@@ -61,6 +62,10 @@ class Drawable(Strict):
     )
 
 
+class DrawnClassifyOptions(Drawable, ClassifyOptions):
+    pass
+
+
 class DrawnDetectOptions(Drawable, DetectOptions):
     pass
 
@@ -91,17 +96,26 @@ class Task(Generic[Options]):
     run: Callable[[Engine, Photos, Options, str], Reply]
     errors: tuple[type[VisionError], ...] = (ModelUnknown,)
     slow: bool = False
+    drawn: Callable[[Options], str | None] = lambda _: None
+    """Which options are missing without which there is nothing to draw, in words; None where there is something."""
+
+    def offers_for(self, options: Options) -> tuple[str, ...]:
+        """The media types that an answer with these options can have."""
+        return self.offers if self.drawn(options) is None else self.offers[:1]
 
     def media(self, options: Options, accept: str | None) -> str:
         """The media type to answer with: the format option where it was given, else what the client accepts most.
 
-        Raises NotAcceptable.
+        Raises NotAcceptable, and OptionInvalid for a format of a picture where nothing is drawn.
         """
+        offers = self.offers_for(options)
         if "format" in options.model_fields_set:
             asked = {"json": JSON, **PICTURES}.get(str(getattr(options, "format", None)))
-            if asked in self.offers:
+            if asked in offers:
                 return asked
-        return choose(accept, self.offers)
+            if asked in self.offers:
+                raise OptionInvalid("format", f"format: a picture is drawn only {self.drawn(options)}")
+        return choose(accept, offers)
 
     def answer_upload(self, engine: Engine, upload: Upload[Options], media: str, arrived: float) -> Reply:
         """Decode the images and run the task, on the calling thread. `arrived`: the time.perf_counter() moment when the upload
@@ -158,8 +172,12 @@ def _encode(pixels: Pixels, media: str) -> bytes:
     return encode(pixels, media.removeprefix("image/"))  # type: ignore[arg-type]
 
 
-def _classify(engine: Engine, photos: Photos, options: ClassifyOptions, _: str) -> Reply:
-    return _as_json(engine.classify(photos["image"], options))
+def _classify(engine: Engine, photos: Photos, options: DrawnClassifyOptions, media: str) -> Reply:
+    pixels, answer = photos["image"].pixels, engine.classify(photos["image"], options)
+    heat = answer.heat
+    if media == JSON or heat is None:
+        return _as_json(answer)
+    return _as_picture(lambda: _encode(draw_heat(pixels, heat), media), media, answer)
 
 
 def _detect(engine: Engine, photos: Photos, options: DrawnDetectOptions, media: str) -> Reply:
@@ -197,12 +215,16 @@ TASKS: tuple[Task[Any], ...] = (
     Task(
         path="/classify",
         summary="What is on a photo",
-        description="The `top_k` most probable classes, best first. Confidences are a softmax that sums to 1 over all classes.",
+        description="The `top_k` most probable classes, best first. Confidences are a softmax that sums to 1 over all classes.\n\n"
+        "`explain=true` adds where the network looked: for each class what every place of its last feature map says for it, and a "
+        "box around the strongest region. `sliding_window=true` adds the class of each window over the whole photo. Either may be "
+        "drawn on the photo as a heat map, with `Accept: image/jpeg` (or png, webp) or with `format`; both run in float32.",
         fields=Fields(("image",)),
-        options=ClassifyOptions,
+        options=DrawnClassifyOptions,
         answer=ClassifyAnswer,
-        offers=(JSON,),
+        offers=DRAWN,
         run=_classify,
+        drawn=lambda options: None if options.looks else "with explain=true or sliding_window=true",
     ),
     Task(
         path="/detect",

@@ -83,8 +83,11 @@ def color(index: int) -> Color:
 
     In OKLCH (Ottosson, "A perceptual color space for image processing", 2020), where equal steps look equal.
     """
-    lightness, chroma = (0.75, 0.62, 0.86)[index % 3], 0.17
-    hue = math.tau * ((index * _GOLDEN + 0.08) % 1)
+    return oklch((0.75, 0.62, 0.86)[index % 3], 0.17, math.tau * ((index * _GOLDEN + 0.08) % 1))
+
+
+def oklch(lightness: float, chroma: float, hue: float) -> Color:
+    """A colour (R, G, B) of sRGB by its lightness (0 to 1), chroma and hue (radians); what sRGB lacks is clipped."""
     lms = _OKLAB_TO_LMS @ (lightness, chroma * math.cos(hue), chroma * math.sin(hue))
     linear = np.clip(_LMS_TO_RGB @ lms**3, 0, 1)
     red, green, blue = np.where(linear < 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)

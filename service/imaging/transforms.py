@@ -73,7 +73,13 @@ def center_crop(
     0 < crop <= 1. The part is rounded down to whole pixels. The rounding and the odd pixel are those of TensorFlow's EfficientNet
     preprocessing. With `grid` it is the part of the photo that is meant, to the nearest of `pixels`.
     """
-    grid = grid or Grid.of(pixels)
+    height, width = (size, size) if isinstance(size, int) else size
+    top, left, down, across = middle(grid or Grid.of(pixels), size, crop)
+    return resize(pixels[top : top + down, left : left + across], height, width, interpolation)
+
+
+def middle(grid: Grid, size: int | Size, crop: float) -> tuple[int, int, int, int]:
+    """Which pixels `center_crop` takes of those that lie as `grid` says: the first row and column, and how many of each."""
     height, width = (size, size) if isinstance(size, int) else size
     rows = max(1, int(crop * min(grid.height, grid.width * height / width)))
     columns = max(1, int(crop * min(grid.width, grid.height * width / height)))
@@ -81,7 +87,7 @@ def center_crop(
     top, left = (grid.height - rows + 1) // 2, (grid.width - columns + 1) // 2
     top = round((top - grid.top + rows / 2) / grid.step - down / 2)  # lengths are rounded first, and then the middle:
     left = round((left - grid.left + columns / 2) / grid.step - across / 2)  # so that is at most half of `pixels` off
-    return resize(pixels[top : top + down, left : left + across], height, width, interpolation)
+    return top, left, down, across
 
 
 def letterbox(
@@ -122,12 +128,37 @@ def fit(pixels: Pixels, max_side: int, multiple_of: int = 1, fill: int = 0) -> t
     return _place(pixels, grid, inside, (0, 0), padded, fill)
 
 
+def spread(
+    pixels: Pixels,
+    scale: float,
+    *,
+    multiple_of: int,
+    least: int,
+    fill: tuple[int, int, int],
+    grid: Grid,
+    interpolation: Interpolation = "bilinear",
+) -> tuple[Pixels, Placement]:
+    """The whole photo at `scale` (canvas over photo) in the top left corner of a canvas of the colour `fill`.
+
+    The canvas's sides are the next multiples of `multiple_of`, and at least `least`.
+    """
+    inside = _scaled(grid, scale)
+    sides = [max(least, -(-side // multiple_of) * multiple_of) for side in inside]
+    return _place(pixels, grid, inside, (0, 0), (sides[0], sides[1]), fill, interpolation)
+
+
 def _scaled(grid: Grid, scale: float) -> Size:
     return max(1, round(grid.height * scale)), max(1, round(grid.width * scale))
 
 
 def _place(
-    pixels: Pixels, grid: Grid, inside: Size, corner: Size, shape: Size, fill: int, interpolation: Interpolation = "bilinear"
+    pixels: Pixels,
+    grid: Grid,
+    inside: Size,
+    corner: Size,
+    shape: Size,
+    fill: int | tuple[int, int, int],
+    interpolation: Interpolation = "bilinear",
 ) -> tuple[Pixels, Placement]:
     """All of `pixels` at the size `inside` on a canvas of `shape`, `corner` rows and columns from its top left."""
     (height, width), (top, left) = inside, corner

@@ -1,14 +1,14 @@
 """Turn weights into graphs, once, and know later whether the result is whole and still what the code would make.
 
 weights/<file>      checked weights
-<graph>.onnx        one for each of [export] graphs
-<graph>.int8.onnx, <graph>.float16.onnx   the same in other arithmetic, for models with [quantize]
+<graph>.onnx        one for each of [export] graphs, and maps.onnx of an adopted classifier that has class maps
+model.int8.onnx, model.float16.onnx   "model" in other arithmetic, for models with [quantize]
 build.json          written last: what recipe made the graphs, from which files, with which digests
 """
 
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from service.errors import ExportFailed, ParityFailed, VisionError
 from service.repository.answers import check_answers
 from service.repository.files import digest_of, put_in_place, sync, write_whole
+from service.repository.maps import check_maps, check_windows
 from service.repository.parity import Case, Difference, Tensors, load_cases, worst_difference, worst_relative
-from service.repository.spec import ModelSpec, Precision
+from service.repository.spec import MAPS, ModelSpec, Precision
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -36,19 +37,21 @@ _RECIPES = Path(__file__).parents[1] / "export"
 class BuiltModel:
     """A model on this disk. `graphs`: ONNX files by name. `digest`: SHA-256 of the first weight file.
 
-    faster: such graphs in other arithmetic than float32, where the model was built in it.
+    faster: "model" in other arithmetic than float32, where it was built in it. lacks: what could not be built, and why: variants,
+    "maps", or "windows" where only such pictures can be explained as the classifier takes.
     """
 
     spec: ModelSpec
     folder: Path
     graphs: Mapping[str, Path]
     digest: str
-    faster: Mapping[Precision, Mapping[str, Path]] = field(default_factory=dict)
+    faster: Mapping[Precision, Path] = field(default_factory=dict)
+    lacks: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def variants(self) -> Mapping[Precision, Mapping[str, Path]]:
-        """The graphs in each arithmetic; "float32" is always there."""
-        return {"float32": self.graphs, **self.faster}
+        """All graphs, "model" in each arithmetic, the others as they are; "float32" is always there."""
+        return {"float32": self.graphs, **{precision: {**self.graphs, "model": path} for precision, path in self.faster.items()}}
 
 
 class _Graph(BaseModel):
@@ -58,7 +61,8 @@ class _Graph(BaseModel):
 
 class Record(BaseModel):
     """build.json. `recipe`: fingerprint of the manifest's files and export and of the recipes' source. `graphs`: by the file's
-    name without .onnx. `parity`: in plain words. `refused`: variants that came out wrong on this machine, and how.
+    name without .onnx. `parity`: in plain words. `refused`: what is left out, and why: variants that came out wrong on this
+    machine, and what a classifier's network does not allow (service.repository.maps).
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -72,8 +76,7 @@ class Record(BaseModel):
 
 def graph_files(spec: ModelSpec) -> list[str]:
     """Names, without .onnx, of all files that a build of `spec` writes: its graphs, then their variants."""
-    variants = [f"{graph}.{precision}" for precision in VARIANTS for graph in spec.export.graphs] if spec.quantize else []
-    return [*spec.export.graphs, *variants]
+    return [*spec.graphs, *(f"model.{precision}" for precision in VARIANTS if spec.quantize)]
 
 
 def fingerprint(spec: ModelSpec) -> str:
@@ -87,6 +90,7 @@ def fingerprint(spec: ModelSpec) -> str:
         ranges = spec.folder / spec.quantize.ranges
         digest.update(f"\n{spec.quantize.model_dump_json()}\n".encode() + (ranges.read_bytes() if ranges.is_file() else b""))
     code = sorted(_RECIPES.glob("*.py" if spec.adapter is None else "adopt/*.py"))
+    code += [_RECIPES / "class_maps.py"] if spec.tries_maps else []
     for path in code:
         digest.update(f"\n{path.name}\n".encode() + path.read_bytes())
     return digest.hexdigest()
@@ -103,9 +107,10 @@ def read_record(spec: ModelSpec, folder: Path) -> Record | None:
     return record if graphs and record.recipe == fingerprint(spec) else None
 
 
-def damage(spec: ModelSpec, folder: Path, record: Record) -> str | None:
-    """Which graph in `folder` is not the one that was built, in words; None when all are. Reads every byte: 1 ms or less a MB."""
-    for name in graph_files(spec):
+def damage(spec: ModelSpec, folder: Path, record: Record, names: Collection[str] | None = None) -> str | None:
+    """Which graph in `folder` (of `names`, or of all) is not the one that was built, in words; None when all are. Reads every byte:
+    1 ms or less a MB."""
+    for name in graph_files(spec) if names is None else names:
         if name in record.refused:
             continue
         path, wanted = folder / f"{name}.onnx", record.graphs[name]
@@ -119,16 +124,15 @@ def damage(spec: ModelSpec, folder: Path, record: Record) -> str | None:
     return None
 
 
-def describe(spec: ModelSpec, folder: Path) -> BuiltModel:
-    """The model that lies in `folder`."""
-    variants: dict[Precision, dict[str, Path]] = {}
-    for precision in VARIANTS if spec.quantize else ():
-        files = {graph: folder / f"{graph}.{precision}.onnx" for graph in spec.export.graphs}
-        if all(file.is_file() for file in files.values()):
-            variants[precision] = files
-    return BuiltModel(
-        spec, folder, {graph: folder / f"{graph}.onnx" for graph in spec.export.graphs}, spec.files[0].sha256, variants
-    )
+def describe(spec: ModelSpec, folder: Path, record: Record | None = None) -> BuiltModel:
+    """The model that lies in `folder`; `record`: of its build, where it was read already."""
+    record = record or read_record(spec, folder)
+    lacks = {} if record is None else record.refused
+    paths = {graph: folder / f"{graph}.onnx" for graph in spec.graphs}
+    graphs = {graph: path for graph, path in paths.items() if graph in spec.export.graphs or path.is_file()}
+    made = {precision: folder / f"model.{precision}.onnx" for precision in VARIANTS if spec.quantize}
+    faster = {precision: path for precision, path in made.items() if path.is_file()}
+    return BuiltModel(spec, folder, graphs, spec.files[0].sha256, faster, lacks)
 
 
 def build(spec: ModelSpec, folder: Path, weights: Mapping[str, Path], run_graph: RunGraph) -> Record:
@@ -142,8 +146,8 @@ def build(spec: ModelSpec, folder: Path, weights: Mapping[str, Path], run_graph:
     shutil.rmtree(new, ignore_errors=True)  # what a killed process left
     new.mkdir()
     try:
-        _export(spec, weights, new)
-        parity, refused = _check_all(spec, cases, new, run_graph)
+        refused = _export(spec, weights, new)
+        parity = _check_all(spec, cases, new, run_graph, refused)
         graphs: dict[str, _Graph] = {}
         (folder / RECORD).unlink(missing_ok=True)
         for name in graph_files(spec):
@@ -162,12 +166,15 @@ def build(spec: ModelSpec, folder: Path, weights: Mapping[str, Path], run_graph:
     return record
 
 
-def _export(spec: ModelSpec, weights: Mapping[str, Path], folder: Path) -> None:
+def _export(spec: ModelSpec, weights: Mapping[str, Path], folder: Path) -> dict[str, str]:
+    """Write the graphs; gives those that there are not, and why."""
     from onnx import save  # onnx takes 0.2 s to import and is not needed once models are built
 
     from service.export.adopt import adopt
+    from service.export.class_maps import class_maps
     from service.export.recipes import find_recipe
 
+    refused: dict[str, str] = {}
     try:
         if spec.adapter is not None:
             graphs = {"model": adopt(weights[spec.files[0].name], spec.adapter)}
@@ -180,10 +187,16 @@ def _export(spec: ModelSpec, weights: Mapping[str, Path], folder: Path) -> None:
     if set(graphs) != set(spec.export.graphs):
         made, wanted = ", ".join(sorted(graphs)) or "none", ", ".join(sorted(spec.export.graphs))
         raise ExportFailed(f"{spec.name}: the recipe {spec.export.recipe!r} made the graphs {made}; model.toml names {wanted}")
+    if spec.tries_maps:
+        try:
+            graphs[MAPS] = class_maps(graphs["model"])
+        except ExportFailed as error:
+            refused[MAPS] = str(error)
     for name, graph in graphs.items():
         save(graph, folder / f"{name}.onnx")
-        for precision, variant in _variants(spec, graph).items():
-            save(variant, folder / f"{name}.{precision}.onnx")
+    for precision, variant in _variants(spec, graphs["model"]).items():
+        save(variant, folder / f"model.{precision}.onnx")
+    return refused
 
 
 def _variants(spec: ModelSpec, graph: "ModelProto") -> "dict[Precision, ModelProto]":
@@ -199,19 +212,25 @@ def _variants(spec: ModelSpec, graph: "ModelProto") -> "dict[Precision, ModelPro
 
 
 def _check_all(
-    spec: ModelSpec, cases: Mapping[str, Case], folder: Path, run_graph: RunGraph
-) -> tuple[dict[str, str], dict[str, str]]:
-    """How close each graph is to its stored answers, or as a variant to float32, and which variants are refused; in words."""
+    spec: ModelSpec, cases: Mapping[str, Case], folder: Path, run_graph: RunGraph, refused: dict[str, str]
+) -> dict[str, str]:
+    """How close each graph is to its stored answers, or as a variant to float32, in words; what is not goes into `refused`."""
     parity: dict[str, str] = {}
-    refused: dict[str, str] = {}
+    paths = {graph: folder / f"{graph}.onnx" for graph in spec.graphs}
+    exact: dict[str, Tensors] = {}
     for graph in spec.export.graphs:
-        path, feeds = folder / f"{graph}.onnx", cases[graph].feeds
-        parity[graph], exact = _check(spec, graph, cases[graph], path, run_graph)
-        for precision in VARIANTS if spec.quantize else ():
-            variant = path.with_suffix(f".{precision}.onnx")
-            close, said = _compare(spec, precision, exact, partial(run_graph, variant, feeds))
-            (parity if close else refused)[variant.stem] = said
-    return parity, refused
+        parity[graph], exact[graph] = _check(spec, graph, cases[graph], paths[graph], run_graph)
+    for precision in VARIANTS if spec.quantize else ():
+        variant = paths["model"].with_suffix(f".{precision}.onnx")
+        close, said = _compare(spec, precision, exact["model"], partial(run_graph, variant, cases["model"].feeds))
+        (parity if close else refused)[variant.stem] = said
+    if spec.tries_maps and MAPS not in refused:
+        try:
+            parity[MAPS] = check_maps(exact["model"]["logits"], cases[MAPS].feeds, partial(run_graph, paths[MAPS]))
+            refused |= check_windows(spec, partial(run_graph, paths[MAPS]))
+        except ParityFailed as error:
+            refused[MAPS] = str(error)
+    return parity
 
 
 def _check(spec: ModelSpec, graph: str, case: Case, path: Path, run_graph: RunGraph) -> tuple[str, Tensors]:

@@ -40,7 +40,7 @@ def load_cases(spec: ModelSpec) -> dict[str, Case]:
     Raises SpecInvalid when the file is missing or damaged, or leaves a graph without an input or without an answer.
     """
     if spec.parity is None:
-        return {graph: Case(feeds=noise(spec)) for graph in spec.export.graphs}
+        return {graph: Case(feeds=noise(spec)) for graph in spec.graphs}
     path = spec.folder / spec.parity.file
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
@@ -55,7 +55,7 @@ def load_cases(spec: ModelSpec) -> dict[str, Case]:
         case = cases.get(graph, Case())
         if not case.feeds or not (case.outputs or case.samples):
             raise SpecInvalid(f'{path}: needs "{graph}/in/<input>" and "{graph}/out/<output>" (or at and values)')
-    return cases
+    return {**{graph: Case(feeds=cases["model"].feeds) for graph in spec.graphs}, **cases}
 
 
 def noise(spec: ModelSpec, batch: int = 1) -> dict[str, Array]:

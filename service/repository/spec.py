@@ -10,7 +10,7 @@ aliases                         further names that people know it by
 [input]                         size, resize rule, and the arithmetic that the graph carries inside
 [[accuracy]]                    published and measured figures, each with its source
 [parity]                        the stored input and answer that guard the export
-[quantize]                      how the graph is also written in int8 and float16
+[quantize]                      how the graph "model" is also written in int8 and float16
 """
 
 import tomllib
@@ -29,6 +29,8 @@ Task = Literal["classify", "detect", "detect-faces", "embed-face", "face-livenes
 Precision = Literal["float32", "int8", "float16"]
 Range = tuple[float, float]
 MANIFEST = "model.toml"
+MAPS = "maps"
+"""The graph of a classifier that says where it looks: see service.export.class_maps."""
 
 
 class _Part(BaseModel):
@@ -140,7 +142,8 @@ class Tolerance(_Part):
 
 
 class Quantize(_Part):
-    """The graph is also written in int8 and float16. `ranges` is a file beside model.toml that benchmarks/ranges.py writes.
+    """The graph "model" is also written in int8 and float16; others stay as they are. `ranges` is a file beside model.toml that
+    benchmarks/ranges.py writes.
 
     keep_float: tensors that int8 leaves in float32, with what is computed from them up to the next convolution.
     """
@@ -221,16 +224,20 @@ class ModelSpec(_Part):
     folder: Path = Field(exclude=True)
 
     @model_validator(mode="after")
-    def _one_graph_to_quantize(self) -> Self:
-        if self.quantize and self.export.graphs != ("model",):
-            raise ValueError('[quantize] is for models whose only graph is "model"')
-        return self
-
-    @model_validator(mode="after")
     def _adopted(self) -> Self:
         if (self.adapter is not None) != (self.export.recipe == "adopt"):
             raise ValueError('[adapter] belongs to the recipe "adopt", and that recipe needs it')
         return self
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """All that a build writes: those of [export], and of an adopted classifier "maps", where its network lets it be made."""
+        return (*self.export.graphs, *((MAPS,) if self.tries_maps else ()))
+
+    @property
+    def tries_maps(self) -> bool:
+        """Is it found out at the build whether there are class maps?"""
+        return self.adapter is not None and self.task == "classify"
 
     @property
     def is_published(self) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from service.errors import ExportFailed, ModelUnknown, SettingInvalid, SetupError
-from service.repository.build import BuiltModel, Record, RunGraph, build, damage, describe, read_record
+from service.repository.build import BuiltModel, Record, RunGraph, build, damage, describe, graph_files, read_record
 from service.repository.files import locked
 from service.repository.places import PACKAGE, own_manifests
 from service.repository.progress import Progress
@@ -138,7 +138,7 @@ def _writable(folder: Path) -> bool:
 
 def find_built(spec: ModelSpec, settings: Settings) -> BuiltModel | None:
     """The built model, or None when it was never built, or by another recipe. Quick: reads no graph, so it may be damaged."""
-    return next((describe(spec, folder) for folder, _ in _records(spec, settings)), None)
+    return next((describe(spec, folder, record) for folder, record in _records(spec, settings)), None)
 
 
 def verify_built(spec: ModelSpec, settings: Settings) -> BuiltModel:
@@ -151,7 +151,7 @@ def verify_built(spec: ModelSpec, settings: Settings) -> BuiltModel:
     for folder, record in _records(spec, settings):
         found = damage(spec, folder, record)
         if found is None:
-            return describe(spec, folder)
+            return describe(spec, folder, record)
     raise SetupError(found or f"{spec.name} is not built yet, or was built by another version of its recipe")
 
 
@@ -207,8 +207,9 @@ def _make(
         raise ExportFailed(f"{spec.name} could not be built in {folder}: {error}") from error
     progress.note(f"{spec.name}: built; {'; '.join(record.parity.values())}")
     for name, reason in record.refused.items():
-        progress.note(f"{spec.name}: {name}.onnx is left out: {reason}")
-    return describe(spec, folder)
+        what = f"{name}.onnx" if name in graph_files(spec) else name
+        progress.note(f"{spec.name}: {what} is left out: {reason}")
+    return describe(spec, folder, record)
 
 
 def _unwritable(spec: ModelSpec, folder: Path, reason: str) -> str:

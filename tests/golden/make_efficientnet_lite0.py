@@ -4,7 +4,8 @@
     python tests/golden/make_efficientnet_lite0.py efficientnet-lite0-57934424.pth
 
 Two files come out:
-    models/efficientnet-lite0/parity.npz   two drawn pictures and their logits; guards every export
+    models/efficientnet-lite0/parity.npz   two drawn pictures and their logits; one of another size, its logits and, at some places,
+                                           the last layer on each position of torch's last feature map; guards every export
     tests/golden/efficientnet-lite0.npz    per photo NAME:
         NAME/cut     [1000] logits of the photo's central 224 x 224 pixels as they are
         NAME/whole   [1000] logits after the central crop, resized by torch (bicubic; by areas from a factor of 2 on)
@@ -23,6 +24,7 @@ from sklearn.datasets import load_sample_image
 HERE = Path(__file__).parent
 MODEL = HERE.parents[1] / "models" / "efficientnet-lite0"
 SIZE, CROP = 224, 224 / 256
+PLACES = 2000  # numbers of the maps that are stored
 
 Pixels = NDArray[np.uint8]
 
@@ -68,8 +70,19 @@ def main(weights: str) -> None:
         with torch.no_grad():
             return network((tensor - 127) / 128).numpy()
 
+    def maps(pictures: Pixels) -> NDArray[np.float32]:
+        tensor = torch.from_numpy(pictures.astype(np.float32)).permute(0, 3, 1, 2)
+        with torch.no_grad():
+            features = network.extract_features((tensor - 127) / 128)
+            return network._fc(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).numpy()
+
     pictures = drawings()
-    np.savez_compressed(MODEL / "parity.npz", **{"model/in/pixels": pictures, "model/out/logits": logits(pictures)})
+    wide = np.ascontiguousarray(np.concatenate([pictures[0], pictures[1, :, :96]], axis=1)[None, :192])  # 192 x 320
+    seen = maps(wide)
+    at = np.random.default_rng(0).choice(seen.size, PLACES, replace=False)
+    parity = {"model/in/pixels": pictures, "model/out/logits": logits(pictures)}
+    parity |= {"maps/in/pixels": wide, "maps/out/logits": logits(wide), "maps/at/maps": at, "maps/values/maps": seen.ravel()[at]}
+    np.savez_compressed(MODEL / "parity.npz", **parity)
     stored = {}
     for name, photo in photos().items():
         stored[f"{name}/cut"], stored[f"{name}/whole"] = logits(np.stack([cut(photo), crop(photo)]))

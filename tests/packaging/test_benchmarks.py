@@ -17,7 +17,7 @@ import pytest
 
 SCRIPTS = (
     *("accuracy", "decoders", "faces", "frigate", "gallery", "gallery_crash", "gallery_load", "hotload", "latency"),
-    *("limit", "overload", "painting", "serve", "soak", "startup"),
+    *("limit", "overload", "painting", "pointing", "serve", "sliding", "soak", "startup"),
 )
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 REFUSAL = b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n"

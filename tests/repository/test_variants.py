@@ -223,9 +223,16 @@ def test_the_section_is_checked(make_spec: Any, more: str, said: str) -> None:
         load_spec(folder)
 
 
-def test_models_of_several_graphs_have_no_variants(make_spec: Any) -> None:
-    manifest = make_spec().folder / "model.toml"
-    text = manifest.read_text().replace('recipe = "tiny"', 'recipe = "tiny"\ngraphs = ["model", "tile"]')
-    manifest.write_text(text + "[quantize]\ntolerance = { int8 = 0.1, float16 = 0.1 }\n")
-    with pytest.raises(SpecInvalid, match=r'\[quantize\] is for models whose only graph is "model"'):
-        load_spec(manifest.parent)
+def test_of_several_graphs_the_first_has_variants(spec: ModelSpec) -> None:
+    sys.modules["variant_recipe"].export = lambda files: {"model": graph(), "tile": graph()}  # type: ignore[attr-defined]
+    manifest, parity = spec.folder / "model.toml", spec.folder / "parity.npz"
+    manifest.write_text(manifest.read_text().replace('recipe = "tiny"', 'recipe = "tiny"\ngraphs = ["model", "tile"]'))
+    with np.load(parity) as stored:
+        arrays = dict(stored)
+    np.savez(parity, **arrays, **{name.replace("model/", "tile/"): array for name, array in arrays.items()})
+    several = load_spec(spec.folder)
+    make(several)
+    assert made(several) == [*FILES, "tile.onnx"]
+    built = describe(several, several.folder)
+    assert built.variants["int8"] == built.graphs | {"model": several.folder / "model.int8.onnx"}
+    assert built.variants["int8"]["tile"] == several.folder / "tile.onnx"
