@@ -146,6 +146,7 @@ def shoot(browser: Browser, port: int, name: str, look: str) -> bytes:
     page.locator("[data-view]").wait_for()
     page.locator(".status.good").wait_for(state="attached")
     act(page)
+    page.evaluate("document.activeElement.blur()")
     page.wait_for_timeout(SETTLED)
     shot = page.screenshot()
     page.close()

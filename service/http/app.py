@@ -111,11 +111,12 @@ def create_app(engine: Engine, *, give_up: Callable[[str], None] = stop_process)
         version=__version__,
         summary="Classify pictures, find objects, compare faces, paint photos",
         description=openapi.DESCRIPTION,
-        routes=[*ways.values(), _route("GET", page.ASSETS, page.assets_endpoint(PAGE))],
+        routes=list(ways.values()),
         lifespan=_lifespan(engine, groups, give_up, traces),
         redirect_slashes=False,
         swagger_ui_parameters={"validatorUrl": None, "defaultModelsExpandDepth": 0, "displayRequestDuration": True},
     )
+    app.routes.append(_route("GET", page.ASSETS, page.assets_endpoint(PAGE)))
     app.state.dialects = [(prefix, protocol.word) for protocol in spoken for prefix in protocol.prefixes]
     app.add_middleware(gate.Gate, admit=admit)
     app.add_middleware(Methods, routes=app.routes)

@@ -51,7 +51,6 @@ def serious(page: Any) -> list[str]:
 @pytest.mark.parametrize("view", VIEWS)
 def test_axe_finds_nothing_that_keeps_somebody_out(visit: Visit, photo_path: Photo, view: str, colours: str) -> None:
     visitor = visit(color_scheme=colours)
-    visitor.expected = ("422",)
     root = visitor.go(view)
     assert serious(visitor.page) == []  # while it is empty
     fill(visitor, view, photo_path)
@@ -76,7 +75,6 @@ def test_axe_finds_nothing_in_dialog_notice_and_gallery(visit: Visit, tmp_path: 
 @pytest.mark.parametrize("view", VIEWS)
 def test_nothing_is_cut_off_on_a_phone(visit: Visit, photo_path: Photo, view: str) -> None:
     visitor = visit(has_touch=True)
-    visitor.expected = ("422",)
     visitor.page.set_viewport_size({"width": 360, "height": 740})
     fill(visitor, view, photo_path)
     assert visitor.page.evaluate("document.documentElement.scrollWidth") <= 360
@@ -107,7 +105,6 @@ def test_the_colours_follow_the_system_until_somebody_chooses(visit: Visit) -> N
 
 def test_a_photo_is_classified_and_its_list_walked_with_the_keyboard_alone(visit: Visit, photo_path: Photo) -> None:
     visitor = visit()
-    visitor.expected = ("422",)
     page = visitor.page
     visitor.go("classify")
     focused = "document.activeElement.textContent.trim() || document.activeElement.getAttribute('aria-label')"
@@ -142,7 +139,6 @@ def test_a_photo_is_classified_and_its_list_walked_with_the_keyboard_alone(visit
 
 def test_a_picture_is_taken_by_drop_and_by_paste(visit: Visit, photo_path: Photo) -> None:
     visitor = visit()
-    visitor.expected = ("422",)
     view = visitor.go("classify")
     put = """async ([kind, target]) => {
         const canvas = new OffscreenCanvas(64, 48);
@@ -167,7 +163,6 @@ def test_the_photo_stays_upright_as_its_exif_says(visit: Visit, tmp_path: Path) 
     exif[0x0112] = 6  # turned by a quarter
     Image.new("RGB", (80, 40), "teal").save(tmp_path / "turned.jpg", exif=exif)
     visitor = visit()
-    visitor.expected = ("422",)
     view = visitor.go("classify")
     visitor.put(tmp_path / "turned.jpg")
     view.get_by_text("40 \u00d7 80 · ").wait_for()

@@ -34,5 +34,5 @@ function taps(at, count) {
 function paint(data, at, value) {
   const place = value * (STOPS.length - 1), i = Math.min(STOPS.length - 2, Math.floor(place)), t = place - i;
   for (let c = 0; c < 3; c += 1) data[at + c] = STOPS[i][c] + t * (STOPS[i + 1][c] - STOPS[i][c]);
-  data[at + 3] = 255 * Math.min(1, 0.12 + 1.1 * value);
+  data[at + 3] = 255 * Math.min(1, 1.4 * value ** 1.5);
 }

@@ -23,11 +23,11 @@ export function painting({ stage, wipe, receipt, style }) {
   const form = h("form", { class: "slow" }, first, h("details", {}, h("summary", { text: "All options" }), rest), start, h("p", { class: "hint" }));
   const bar = h("progress", { max: 1, value: 0, "aria-label": "Progress" }), told = h("p", { class: "progress-said" });
   const cancel = h("button", { class: "button quiet", type: "button", text: "Cancel", on: { click: () => stop() } });
-  const save = h("button", { class: "button", type: "button", hidden: true, on: { click: () => download(result, `${name}-painted.png`) } }, icon("download"), "Save the painting");
+  const save = h("button", { class: "button", type: "button", hidden: true, on: { click: () => download(result, `${photo.name.replace(/\.\w+$/, "")}-painted.png`) } }, icon("download"), "Save the painting");
   const again = h("button", { class: "button quiet", type: "button", text: "Paint another", hidden: true, on: { click: () => { job = null; wipe.hide(); shownNow(); } } });
   const progress = h("div", { class: "painting", hidden: true }, bar, told, h("div", { class: "charts" }, charts.content.root, charts.style.root), h("div", { class: "row" }, save, cancel, again));
   const root = h("div", {}, form, request.root, progress);
-  let job = null, result = null, picture = null, name = "photo", following = null, visible = false;
+  let job = null, result = null, picture = null, photo = null, following = null, visible = false;
 
   const running = () => job && (job.state === "queued" || job.state === "running");
   const fields = () => saidBy(controls);
@@ -58,7 +58,7 @@ export function painting({ stage, wipe, receipt, style }) {
     charts.content.clear();
     charts.style.clear();
     [result, picture] = [null, null];
-    name = main.photo.name.replace(/\.\w+$/, "");
+    photo = main.photo;
     request.run((signal) => ask(PATH, { method: "POST", signal, form: formOf({ image: main.photo.file, style_image: style(), ...fields() }) }), ({ data }) => {
       job = data;
       announce("Painting has begun");
@@ -74,7 +74,7 @@ export function painting({ stage, wipe, receipt, style }) {
       try {
         for await (const { event, data } of events(mine.links.events, signal)) {
           if (signal.aborted) return;
-          if (event === "preview") { picture = data.image; if (visible) wipe.show(picture); } else if (event === "progress" || event === "end") update(data);
+          if (event === "preview") { picture = data.image; hang(); } else if (event === "progress" || event === "end") update(data);
           tries = 0;
         }
         if (!running()) break;
@@ -104,7 +104,7 @@ export function painting({ stage, wipe, receipt, style }) {
   async function ended() {
     if (job.state === "done") {
       try { result = (await ask(job.links.result, { as: "blob", accept: "image/png" })).data; } catch (error) { request.say(error); }
-      if (result && visible) wipe.show(result);
+      hang();
       told.textContent = `Done: ${job.iterations} steps in ${seconds(job.seconds)}.`;
       bar.value = 1;
       announce("The painting is done");
@@ -130,6 +130,11 @@ export function painting({ stage, wipe, receipt, style }) {
     cancel.disabled = false;
   }
 
+  /** The painting over its photo, where that is what is shown. */
+  function hang() {
+    if (visible && job && main.photo === photo && (result ?? picture)) wipe.show(result ?? picture);
+  }
+
   function shownNow() {
     form.hidden = Boolean(job);
     progress.hidden = !job;
@@ -149,7 +154,7 @@ export function painting({ stage, wipe, receipt, style }) {
       visible = true;
       fill().then(changed);
       shownNow();
-      if (job && (result ?? picture)) wipe.show(result ?? picture);
+      hang();
     },
     leave() { visible = false; },
   };

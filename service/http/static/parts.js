@@ -34,6 +34,7 @@ export class Request {
     try {
       const answer = await work(controller.signal);
       if (controller !== this.#controller) return;
+      this.#controller = null; // there is nothing to abort any more
       this.#end();
       done(answer);
     } catch (error) {
@@ -73,8 +74,7 @@ export class Request {
 
   #failed(problem, again, tries) {
     const box = notice(problem, again);
-    this.root.replaceChildren(box);
-    announce(`${problem.title}. ${problem.message}`);
+    this.root.replaceChildren(box); // its role has it read out
     if (problem.code === "network") addEventListener("online", () => { if (box.isConnected) again(); }, { once: true });
     if (problem.retryAfter === null || problem.status !== 503 || tries >= AGAIN) return;
     const until = performance.now() + 1000 * problem.retryAfter;

@@ -13,24 +13,31 @@ export async function optionsOf(path) {
   return form?.properties ?? {};
 }
 
+/** A form's schema, whose empty text stands for the default that its description names: {kind, choices, usual, help, minimum, maximum}. */
+function plain({ type, enum: listed, description = "", minimum = null, maximum = null }) {
+  const usual = /\(default: ([^)]*)\)/.exec(description)?.[1] ?? "";
+  const help = description.replace(/ \(default: [^)]*\)/, "");
+  const choices = listed?.filter((one) => one !== "" && one !== null).map(String);
+  const kinds = [type].flat();
+  const kind = choices?.join() === "true,false" || kinds.includes("boolean") ? "boolean" : choices ? "choice" : kinds.find((one) => one === "integer" || one === "number") ?? "text";
+  return { kind, choices, usual, help, minimum, maximum };
+}
+
 /** A control for one option. `value` is "" where it says nothing: the service's default stands. */
 export function control(name, schema) {
-  const help = schema.description ?? null, usual = schema.default;
-  if (schema.type === "boolean") {
-    const box = check(help ?? name, usual === true, () => {});
-    return { root: box.root, input: box.input, get value() { return box.value === (usual === true) ? "" : String(box.value); } };
-  }
+  const { kind, choices, usual, help, minimum, maximum } = plain(schema);
   const label = name.replaceAll("_", " ");
-  if (schema.enum) {
-    const named = schema.enum.filter((one) => one !== null).map((one) => [String(one), String(one)]);
-    const select = field(label, { choices: usual === undefined || usual === null ? [["", "as it is found"], ...named] : named, value: String(usual ?? "") }, help);
-    return { root: select.root, input: select.input, get value() { return select.value === String(usual ?? "") ? "" : select.value; } };
+  if (kind === "boolean") {
+    const box = check(help ? help[0].toUpperCase() + help.slice(1) : label, usual === "true", () => {});
+    return { root: box.root, input: box.input, get value() { return String(box.value) === (usual || "false") ? "" : String(box.value); } };
   }
-  const number = schema.type === "number" || schema.type === "integer";
-  const given = field(label, {
-    type: number ? "number" : "text", min: schema.minimum ?? null, max: schema.maximum ?? null, step: number ? (schema.type === "integer" ? 1 : "any") : null,
-    placeholder: usual === undefined || usual === null ? "" : String(usual), spellcheck: "false",
-  }, help);
+  if (kind === "choice") {
+    const named = choices.map((one) => [one, one]);
+    const select = field(label, { choices: usual ? named : [["", "as it is found"], ...named], value: usual }, help);
+    return { root: select.root, input: select.input, get value() { return select.value === usual ? "" : select.value; } };
+  }
+  const number = kind !== "text";
+  const given = field(label, { type: number ? "number" : "text", min: minimum, max: maximum, step: number ? (kind === "integer" ? 1 : "any") : null, placeholder: usual, spellcheck: "false" }, help);
   return { root: given.root, input: given.input, get value() { return given.value; } };
 }
 
