@@ -23,7 +23,7 @@ export class Chart {
 
   /** `fresh`: something changed here that the numbers jump at, a larger size say. */
   add(at, value, fresh = false) {
-    if (fresh) this.marks.push(at);
+    if (fresh && this.points.length) this.marks.push(at);
     this.points.push([at, Math.max(value, 1e-12)]);
     if (this.points.length > MOST) this.points = this.points.filter((_, i) => i % 2 === 0 || i === this.points.length - 1);
     this.#draw();

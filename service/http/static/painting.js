@@ -27,13 +27,14 @@ export function painting({ stage, wipe, receipt, style }) {
   const again = h("button", { class: "button quiet", type: "button", text: "Paint another", hidden: true, on: { click: () => { job = null; wipe.hide(); shownNow(); } } });
   const progress = h("div", { class: "painting", hidden: true }, bar, told, h("div", { class: "charts" }, charts.content.root, charts.style.root), h("div", { class: "row" }, save, cancel, again));
   const root = h("div", {}, form, request.root, progress);
-  let job = null, result = null, picture = null, photo = null, following = null, visible = false;
+  let job = null, result = null, picture = null, photo = null, asked = "", following = null, visible = false;
 
   const running = () => job && (job.state === "queued" || job.state === "running");
   const fields = () => saidBy(controls);
+  const asking = () => curl(PATH, { fields: { image: main.photo?.file ?? new File([], "photo.jpg"), style_image: style() ?? new File([], "painting.jpg"), ...fields() } });
   const command = () => receipt.command(job
-    ? `${curl(job.links.events, { method: "GET" }).replace("curl", "curl -N")}\n${curl(job.links.result, { method: "GET", save: "painted.png" })}`
-    : curl(PATH, { fields: { image: main.photo?.file ?? new File([], "photo.jpg"), style_image: style() ?? new File([], "painting.jpg"), ...fields() } }));
+    ? `${asked}\n${curl(job.links.events, { method: "GET" }).replace("curl", "curl -N")}\n${curl(job.links.result, { method: "GET", save: "painted.png" })}`
+    : asking());
 
   function changed() {
     const lacks = [main.photo ? null : "a photo", style() ? null : "a picture whose style it takes"].filter(Boolean);
@@ -59,6 +60,7 @@ export function painting({ stage, wipe, receipt, style }) {
     charts.style.clear();
     [result, picture] = [null, null];
     photo = main.photo;
+    asked = asking();
     request.run((signal) => ask(PATH, { method: "POST", signal, form: formOf({ image: main.photo.file, style_image: style(), ...fields() }) }), ({ data }) => {
       job = data;
       announce("Painting has begun");

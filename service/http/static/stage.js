@@ -115,7 +115,7 @@ export class Stage {
 /** Boxes with labels on a layer. Items: {box, label, colour, key, landmarks?}. `hovered(key or null)` hears the pointer. */
 export function outline(layer, size, items, hovered = () => {}) {
   layer.querySelectorAll(".box, .mark").forEach((old) => old.remove());
-  for (const item of items) {
+  for (const item of [...items].reverse()) { // the most confident ones come first, and lie on top
     const box = h("div", { class: "box", dataset: { key: item.key }, style: { ...placed(item.box, size), "--colour": item.colour } },
       item.label ? h("span", { class: item.box.y_min < 0.06 * size.height ? "tag in" : "tag", text: item.label }) : null);
     box.addEventListener("pointerenter", () => hovered(item.key));

@@ -26,10 +26,9 @@ export function make() {
   const controls = h("div", { class: "controls", hidden: true }, confidence.root, overlap.root);
 
   function command() {
-    const usual = confidence.value === USUAL.confidence && overlap.value === USUAL.iou;
     const shown = labels().filter((label) => !hidden.has(label));
     receipt.command(curl("detect", { fields: {
-      image: main.photo?.file ?? new File([], "street.jpg"), ...(usual ? {} : { confidence: confidence.value, iou: overlap.value }),
+      image: main.photo?.file ?? new File([], "street.jpg"), confidence: confidence.value === USUAL.confidence ? null : confidence.value, iou: overlap.value === USUAL.iou ? null : overlap.value,
       classes: hidden.size && shown.length ? shown.join(",") : null, model: model.value } }));
   }
 
