@@ -153,7 +153,7 @@ def shoot(browser: Browser, name: str, look: str) -> bytes:
     page.locator("[data-view]").wait_for()
     page.locator(".status.good").wait_for(state="attached")
     act(page)
-    page.evaluate("document.activeElement.blur()")
+    page.evaluate("document.activeElement.blur(), scrollTo(0, 0)")
     page.wait_for_timeout(SETTLED)
     shot = page.screenshot()
     page.close()
