@@ -95,7 +95,7 @@ def stylize(page: Page) -> None:
     page.locator(".style[data-name=midnight-swirl]").click()
     page.locator(".finish").wait_for()
     page.locator(".wipe").fill("38")
-    page.wait_for_function("[...document.querySelectorAll('.style img')].slice(0, 8).every((image) => image.naturalWidth)")
+    page.wait_for_function("() => [...document.querySelectorAll('.style img')].slice(0, 8).every((image) => image.naturalWidth)")
 
 
 def picture(page: Page) -> None:

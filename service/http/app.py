@@ -57,7 +57,6 @@ FLUSH_SECONDS = 2.0  # that traces get to be sent in the end
 PROTOCOLS: dict[str, Protocol] = {"kserve": kserve.PROTOCOL, "deepstack": deepstack.PROTOCOL, "compreface": compreface.PROTOCOL}
 """What other programs speak already, by the name in VISION_PROTOCOLS."""
 
-PAGE = page.load(__version__)
 _TASK_WAYS = frozenset(("POST", task.path) for task in TASKS)
 CLOSING_SECONDS = 2.0  # that a model still being loaded is waited for when the process is told to stop
 ABANDONED_SECONDS = 0.5  # that a job is waited for whose client has gone, or was told that time is up
@@ -101,6 +100,8 @@ def create_app(engine: Engine, *, give_up: Callable[[str], None] = stop_process)
         metrics.watch(group.crew.waiting)
     spoken = [PROTOCOLS[name] for name in engine.settings.protocols if name in PROTOCOLS]
     table = _table(engine, workers, clerks, metrics, desk)
+    links, found = routes.Links(version=__version__, tasks=[task.path for task in TASKS]), page.load(__version__)
+    table.append(("GET", "/", page.landing_endpoint(found, links), openapi.LANDING))
     budget = UploadBudget.of(engine.settings)
     strangers = None if ring is None else UploadBudget(2 * engine.settings.max_body_bytes)
     parts = Parts(engine, workers[False], clerks, budget, strangers, partial(gate.key_of_body, ring), workers[True])
@@ -116,7 +117,7 @@ def create_app(engine: Engine, *, give_up: Callable[[str], None] = stop_process)
         redirect_slashes=False,
         swagger_ui_parameters={"validatorUrl": None, "defaultModelsExpandDepth": 0, "displayRequestDuration": True},
     )
-    app.routes.append(_route("GET", page.ASSETS, page.assets_endpoint(PAGE)))
+    app.routes.append(_route("GET", page.ASSETS, page.assets_endpoint(found)))
     app.state.dialects = [(prefix, protocol.word) for protocol in spoken for prefix in protocol.prefixes]
     app.add_middleware(gate.Gate, admit=admit)
     app.add_middleware(Methods, routes=app.routes)
@@ -160,7 +161,6 @@ def _table(
         ("PATCH", models.MODEL, models.change_endpoint(desk), openapi_models.CHANGE),
         ("DELETE", models.MODEL, models.remove_endpoint(desk), openapi_models.REMOVE),
     ]
-    links = routes.Links(version=__version__, tasks=[task.path for task in TASKS])
     return [
         *tasks,
         *gallery,
@@ -171,7 +171,6 @@ def _table(
         ("GET", "/health/ready", health.ready_endpoint(engine), openapi.READY),
         ("GET", "/metrics", health.metrics_endpoint(metrics, engine), openapi.METRICS),
         ("GET", "/problems/{code}", routes.explain_problem, openapi.PROBLEM),
-        ("GET", "/", page.landing_endpoint(PAGE, links), openapi.LANDING),
     ]
 
 

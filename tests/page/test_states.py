@@ -112,7 +112,7 @@ def test_a_newer_photo_aborts_the_request_of_the_older(visit: Visit, photo_path:
     visitor.page.route("**/classify", lambda _: None)
     visitor.page.evaluate(WATCH_SIGNALS)
     visitor.put(photo_path("coffee"))
-    visitor.page.wait_for_function("signals.length === 1")
+    visitor.page.wait_for_function("() => signals.length === 1")
     visitor.page.unroute("**/classify")
     visitor.put(photo_path("chelsea"))
     view.locator(".bars .label", has_text="cat").first.wait_for()
