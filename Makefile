@@ -34,7 +34,7 @@ ifneq ($(shell cat $(MADE) 2>/dev/null),$(CURDIR))
 .PHONY: $(MADE)
 endif
 
-.PHONY: help serve models doctor test check format bench bench-serve bench-overload bench-soak bench-jobs bench-gallery bench-gatys bench-sliding gallery-load gallery-crash pointing accuracy clean
+.PHONY: help serve models doctor test check format bench bench-serve bench-overload bench-soak bench-jobs bench-gallery bench-gatys bench-sliding gallery-load gallery-crash pointing screenshots accuracy clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -104,6 +104,9 @@ pointing: $(BENCH) ## does the classifier look at the object? On your photos: AR
 
 accuracy: $(BENCH) ## accuracy on your photos: ARGS="--imagenet DIR --coco DIR --faces DIR"
 	$(BIN)/python benchmarks/accuracy.py $(ARGS)
+
+screenshots: $(DEV) ## take the pictures of the page in docs/images: needs chromium; ARGS="phone detect-light"
+	$(BIN)/python benchmarks/screenshots.py $(ARGS)
 
 clean: ## remove the environments and caches; built models stay
 	rm -rf .venv .venv-cuda .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage dist

@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: real models (pulled and built on first use) and real photos that come with test packages."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +25,13 @@ PHOTOS = {
     "china": Path(sklearn.datasets.__file__).parent / "images" / "china.jpg",
     "flower": Path(sklearn.datasets.__file__).parent / "images" / "flower.jpg",
 }
+BROWSER_REQUIRED = os.environ.pop("VISION_REQUIRE_BROWSER", "") == "1"  # it is no setting: servers that tests start would refuse it
+
+
+@pytest.fixture(scope="session")
+def browser_required() -> bool:
+    """Are tests that find no browser to fail? Else they are skipped."""
+    return BROWSER_REQUIRED
 
 
 @pytest.fixture(scope="session")

@@ -109,4 +109,5 @@ def _trace_id(traceparent: bytes) -> str | None:
 def _with_policy(headers: Iterable[Header]) -> list[Header]:
     headers = list(headers)
     page = any(name == b"content-type" and value.startswith(b"text/html") for name, value in headers)
-    return [*headers, FROM_HERE_ONLY] if page else headers
+    stricter = any(name == FROM_HERE_ONLY[0] for name, _ in headers)
+    return [*headers, FROM_HERE_ONLY] if page and not stricter else headers

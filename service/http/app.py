@@ -39,6 +39,7 @@ from service.http import (
     openapi_faces,
     openapi_jobs,
     openapi_models,
+    page,
     routes,
     tracing,
 )
@@ -107,6 +108,8 @@ def create_app(engine: Engine, *, give_up: Callable[[str], None] = stop_process)
     metrics.watch(kept.counts, JOBS)
     spoken = [PROTOCOLS[name] for name in engine.settings.protocols if name in PROTOCOLS]
     table = _table(engine, workers, clerks, metrics, desk)
+    links, found = routes.Links(version=__version__, tasks=[task.path for task in TASKS]), page.load(__version__)
+    table.append(("GET", "/", page.landing_endpoint(found, links), openapi.LANDING))
     budget = UploadBudget.of(engine.settings)
     strangers = None if ring is None else UploadBudget(2 * engine.settings.max_body_bytes)
     parts = Parts(engine, workers[False], clerks, budget, strangers, partial(gate.key_of_body, ring), workers[True])
@@ -125,6 +128,7 @@ def create_app(engine: Engine, *, give_up: Callable[[str], None] = stop_process)
         redirect_slashes=False,
         swagger_ui_parameters={"validatorUrl": None, "defaultModelsExpandDepth": 0, "displayRequestDuration": True},
     )
+    app.routes.append(_route("GET", page.ASSETS, page.assets_endpoint(found)))
     app.state.dialects = [(prefix, protocol.word) for protocol in spoken for prefix in protocol.prefixes]
     app.add_middleware(gate.Gate, admit=admit)
     app.add_middleware(Methods, routes=app.routes)
@@ -178,7 +182,6 @@ def _table(
         ("GET", "/health/ready", health.ready_endpoint(engine), openapi.READY),
         ("GET", "/metrics", health.metrics_endpoint(metrics, engine), openapi.METRICS),
         ("GET", "/problems/{code}", routes.explain_problem, openapi.PROBLEM),
-        ("GET", "/", routes.landing_endpoint(__version__, [task.path for task in TASKS]), openapi.LANDING),
     ]
 
 

@@ -27,7 +27,7 @@ Admit = Callable[[Scope], None]
 
 OPEN = frozenset(
     {
-        *("/", "/health/live", "/health/ready", "/problems/{code}"),
+        *("/", "/static/{digest}/{name:path}", "/health/live", "/health/ready", "/problems/{code}"),
         *("/v2", "/v2/health/live", "/v2/health/ready"),
         *("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json", "/static-offline-docs"),
         *(f"/v1{path}/{name}" for path in ("/status", "/server/status") for name in ("ping", "version", "updateavailable")),

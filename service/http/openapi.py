@@ -22,6 +22,7 @@ from service.http.jobcards import Job
 from service.http.metrics import FORMATS
 from service.http.models import SHOWN as CATALOGUE
 from service.http.negotiation import JSON, PICTURES
+from service.http.page import HTML
 from service.http.problems import (
     KINDS,
     MEDIA_TYPE,
@@ -35,7 +36,7 @@ from service.http.problems import (
     ScopeMissing,
     describe,
 )
-from service.http.routes import HTML, Explanation, Links, Styles
+from service.http.routes import Explanation, Links, Styles
 from service.http.tasks import TASKS, Task
 from service.http.uploads import FORM, Fields
 from service.settings import Settings

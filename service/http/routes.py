@@ -3,7 +3,6 @@
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -13,7 +12,7 @@ from starlette.responses import Response
 from service.engine import Engine
 from service.errors import NotReady, StyleUnknown
 from service.http.guards import Meter, UploadBudget, Workers
-from service.http.negotiation import JSON, choose
+from service.http.negotiation import JSON
 from service.http.problems import KINDS, PathUnknown
 from service.http.record import record_of
 from service.http.tasks import Task
@@ -21,8 +20,6 @@ from service.http.uploads import read_upload
 from service.tasks.stylize import StyleInfo
 
 Endpoint = Callable[[Request], Awaitable[Response]]
-PAGE = Path(__file__).parent / "static" / "index.html"
-HTML = "text/html"
 THUMBNAIL_AGE = 3600  # seconds that a thumbnail may be cached
 
 
@@ -127,17 +124,3 @@ async def explain_problem(request: Request) -> Response:
         if cls.code == code:
             return as_json(Explanation(code=code, title=cls.title, status=kind.status, remedy=kind.remedy))
     raise PathUnknown(f"there is no problem {code!r:.80}; the codes are: {', '.join(sorted(cls.code for cls in KINDS))}")
-
-
-def landing_endpoint(version: str, tasks: list[str]) -> Endpoint:
-    """A page for browsers, links for programs."""
-    page, links = PAGE.read_text(encoding="utf-8").replace("{version}", version), Links(version=version, tasks=tasks)
-
-    async def landing(request: Request) -> Response:
-        if choose(accept_of(request), (JSON, HTML)) == HTML:
-            return Response(page, headers={"Vary": "Accept"}, media_type=HTML)
-        response = as_json(links)
-        response.headers["Vary"] = "Accept"
-        return response
-
-    return landing

@@ -234,8 +234,8 @@ def test_health(client: TestClient) -> None:
 def test_the_landing_page_is_for_browsers_and_programs(client: TestClient) -> None:
     page = client.get("/", headers={"accept": "text/html,*/*;q=0.8"})
     assert page.headers["content-type"].startswith("text/html")
-    assert "curl -F image=@cat.jpg" in page.text
     assert "{version}" not in page.text
+    assert "{assets}" not in page.text
     for address in ("http://", "https://", "//"):
         assert address not in page.text.replace("<!-- ", "")
     links = client.get("/").json()
