@@ -42,7 +42,7 @@ FIRST_STEP, ADAM_RATE = 2.0, 4.0
 
 class OptimizeOptions(Strict):
     content_weight: float = Field(1.0, ge=0, le=1e6, description="how much the photo's content counts")
-    style_weight: float = Field(10.0, ge=0, le=1e6, description="how much the style picture's style counts")
+    style_weight: float = Field(5.0, ge=0, le=1e6, description="how much the style picture's style counts")
     tv_weight: float = Field(10.0, ge=0, le=1e6, description="how much smoothness counts: the total variation, against noise")
     content_layers: str | None = Field(None, description="names of layers, separated by commas; empty: the model's own")
     style_layers: str | None = Field(None, description="names of layers, separated by commas; empty: the model's own")
