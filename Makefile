@@ -34,7 +34,7 @@ ifneq ($(shell cat $(MADE) 2>/dev/null),$(CURDIR))
 .PHONY: $(MADE)
 endif
 
-.PHONY: help serve models doctor test check format bench bench-serve bench-overload bench-soak bench-jobs bench-gallery bench-gatys bench-sliding gallery-load gallery-crash pointing screenshots accuracy clean
+.PHONY: help serve models doctor test check format bench bench-serve bench-overload bench-soak bench-jobs bench-gallery bench-gatys gallery-load gallery-crash bench-sliding pointing accuracy screenshots clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
