@@ -212,7 +212,7 @@ def test_a_model_is_added_after_saying_what_its_file_does_not(visit: Visit, here
     view.get_by_text("Say more about it").click()
     view.locator(".finding").get_by_label("labels", exact=True).fill("red,green,blue")
     view.get_by_role("button", name="Add colours").click()
-    view.get_by_text("Colours was added and answers now.").wait_for()
+    view.get_by_text("The model colours was added and answers now.").wait_for()
     card = view.locator(".model", has_text="colours")
     card.locator("summary").click()
     red = io.BytesIO()

@@ -36,7 +36,7 @@ export function adding(receipt, added) {
     const options = await optionsOf("/models");
     const wanted = error?.missing ?? (error?.option ? [error.option] : []);
     controls = new Map();
-    const asked = wanted.map((name) => make(name, options[name] ?? {}, told[name]));
+    const asked = wanted.map((name) => make(name, options[name] ?? {}, told[name], "choose one"));
     const more = h("div", { class: "options" });
     const details = h("details", {}, h("summary", { text: "Say more about it" }), more);
     details.addEventListener("toggle", () => {
@@ -49,14 +49,14 @@ export function adding(receipt, added) {
     const form = h("form", { class: "slow", on: { submit: (event) => { event.preventDefault(); look(file, said()); } } }, asked, details, h("div", { class: "row" }, go, again, h("button", { class: "button quiet", type: "button", text: "Discard", on: { click: () => { found.replaceChildren(); choose.focus(); } } })));
     found.replaceChildren(
       h("p", { class: "file-name" }, h("strong", { text: file.name }), ` ${bytes(file.size)}`),
-      error ? notice(error) : h("p", { class: "summary", text: `${finding.task}, ${finding.classes ? `${finding.classes} classes, ` : ""}${finding.input.size ? `${finding.input.size[1]} × ${finding.input.size[0]} pixels` : "any size"}` }),
+      error ? notice(error, null, error.code === "model_unclear" ? "calm" : "bad") : h("p", { class: "summary", text: `${finding.task}, ${finding.classes ? `${finding.classes} classes, ` : ""}${finding.input.size ? `${finding.input.size[1]} × ${finding.input.size[0]} pixels` : "any size"}` }),
       points("Found in the file", finding.facts), points("Taken to be so", finding.assumptions), form);
     announce(error ? error.title : `${finding.name} can be added`);
     (asked[0]?.querySelector("input, select") ?? go ?? again).focus();
   }
 
-  function make(name, schema, value) {
-    const one = control(name, schema);
+  function make(name, schema, value, open) {
+    const one = control(name, schema, open);
     if (value !== undefined) one.input.value = value;
     controls.set(name, one);
     return one.root;
@@ -77,7 +77,7 @@ export function adding(receipt, added) {
         request.root.replaceChildren(notice(error), h("button", { class: "button small quiet", type: "button", text: "Put it in its place", on: { click: () => add(told, true) } }));
         return;
       }
-      found.replaceChildren(h("div", { class: "notice good", role: "status" }, h("p", { text: sentence(`${model.name} was added and answers now`) })));
+      found.replaceChildren(h("div", { class: "notice good", role: "status" }, h("p", { text: `The model ${model.name} was added and answers now.` })));
       announce(`${model.name} was added`);
       added();
     });

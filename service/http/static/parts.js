@@ -91,8 +91,7 @@ export class Request {
 }
 
 /** A problem in the API's words: title, detail, remedy. A busy service is no fault, and is not shown as one. */
-export function notice(problem, again = null) {
-  const kind = problem.status === 503 ? "calm" : "bad";
+export function notice(problem, again = null, kind = problem.status === 503 ? "calm" : "bad") {
   return h("div", { class: `notice ${kind}`, role: kind === "bad" ? "alert" : "status" },
     h("h2", { text: problem.title }),
     problem.message && problem.message !== problem.title ? h("p", { text: sentence(problem.message) }) : null,
@@ -101,8 +100,9 @@ export function notice(problem, again = null) {
     again ? h("button", { class: "button small quiet", type: "button", text: "Try again", on: { click: again } }) : null);
 }
 
+/** A text of the API as a sentence: its first word with a capital, unless it is a name like best.onnx or image1. */
 export function sentence(text) {
-  const first = text.charAt(0).toUpperCase() + text.slice(1);
+  const first = /^[a-z]+(?![\w.-]*[\d._-])/.test(text) ? text.charAt(0).toUpperCase() + text.slice(1) : text;
   return /[.!?…)]$/.test(first) ? first : `${first}.`;
 }
 

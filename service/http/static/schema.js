@@ -23,8 +23,8 @@ function plain({ type, enum: listed, description = "", minimum = null, maximum =
   return { kind, choices, usual, help, minimum, maximum };
 }
 
-/** A control for one option. `value` is "" where it says nothing: the service's default stands. */
-export function control(name, schema) {
+/** A control for one option. `value` is "" where it says nothing: the service's default stands. `open`: what a choice without one says. */
+export function control(name, schema, open = "as it is found") {
   const { kind, choices, usual, help, minimum, maximum } = plain(schema);
   const label = name.replaceAll("_", " ");
   if (kind === "boolean") {
@@ -33,7 +33,7 @@ export function control(name, schema) {
   }
   if (kind === "choice") {
     const named = choices.map((one) => [one, one]);
-    const select = field(label, { choices: usual ? named : [["", "as it is found"], ...named], value: usual }, help);
+    const select = field(label, { choices: usual ? named : [["", open], ...named], value: usual }, help);
     return { root: select.root, input: select.input, get value() { return select.value === usual ? "" : select.value; } };
   }
   const number = kind !== "text";

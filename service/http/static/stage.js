@@ -117,7 +117,7 @@ export function outline(layer, size, items, hovered = () => {}) {
   layer.querySelectorAll(".box, .mark").forEach((old) => old.remove());
   for (const item of [...items].reverse()) { // the most confident ones come first, and lie on top
     const box = h("div", { class: "box", dataset: { key: item.key }, style: { ...placed(item.box, size), "--colour": item.colour } },
-      item.label ? h("span", { class: item.box.y_min < 0.06 * size.height ? "tag in" : "tag", text: item.label }) : null);
+      item.label ? h("span", { class: `tag${item.box.y_min < 0.06 * size.height ? " in" : ""}${item.box.x_min > 0.7 * size.width ? " end" : ""}`, text: item.label }) : null);
     box.addEventListener("pointerenter", () => hovered(item.key));
     box.addEventListener("pointerleave", () => hovered(null));
     layer.append(box);
