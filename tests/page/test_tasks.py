@@ -163,6 +163,34 @@ def test_a_photo_is_painted_in_a_style_a_blend_and_any_picture(visit: Visit, pho
     visitor.put(photo_path("rocket"), 1)
     view.get_by_text("magenta-arbitrary").wait_for()
     assert "style_image=@rocket.jpg" in view.locator(".shell code").inner_text()
+    before = len([url for url in visitor.asked if url.endswith("/stylize")])
+    with visitor.page.expect_response("**/stylize"):
+        view.get_by_label("Strength").fill("0.3")  # of a picture's style the service mixes: what is shown is what is saved
+    assert len([url for url in visitor.asked if url.endswith("/stylize")]) == before + 1
+    assert view.locator(".after").evaluate("(image) => image.style.opacity") == "1"
+
+
+def test_a_photo_is_painted_step_by_step(visit: Visit, here: str, photo_path: Photo) -> None:
+    visitor = visit()
+    view = visitor.go("stylize")
+    view.get_by_label("Step by step").check()
+    visitor.put(photo_path("chelsea"))
+    visitor.put(photo_path("coffee"), 1)
+    view.get_by_text("All options").click()
+    view.get_by_label("model", exact=True).fill("yolov3-tiny-features")
+    view.get_by_label("iterations").fill("30")
+    view.get_by_label("max side").fill("128")
+    with visitor.page.expect_response("**/stylize/optimize") as begun:
+        view.get_by_role("button", name="Start painting").click()
+    job = begun.value.json()
+    view.get_by_role("button", name="Save the painting").wait_for()
+    assert httpx2.get(f"{here}{job['links']['self'].lstrip('/')}").json()["state"] == "done"
+    points = view.locator(".chart").nth(1).locator("polyline").get_attribute("points").split()
+    assert float(points[0].split(",")[1]) < float(points[-1].split(",")[1])  # downwards: the loss has fallen
+    with visitor.page.expect_download() as saved:
+        view.get_by_role("button", name="Save the painting").click()
+    with Image.open(saved.value.path()) as image:
+        assert image.size == (128, 85)
 
 
 def test_the_models_are_told_with_provider_precision_and_licence(visit: Visit, here: str) -> None:

@@ -20,7 +20,7 @@ export function make() {
   let mode = "styles", painted = null, seen = null;
 
   const styles = new Styles(() => run());
-  const strength = slider("Strength", { min: 0, max: 1, step: 0.01, value: 1, said: percent, heard: (value) => { wipe.strength = value; command(); } });
+  const strength = slider("Strength", { min: 0, max: 1, step: 0.01, value: 1, said: percent, heard: () => stronger() });
   const color = check("Keep the photo's colours", false, () => run());
   const format = field("Save as", { choices: [["jpeg", "JPEG"], ["png", "PNG"], ["webp", "WebP"]], value: "jpeg" });
   const save = h("button", { class: "button", type: "button", on: { click: () => keep() } }, icon("download"), "Save the painting");
@@ -29,13 +29,20 @@ export function make() {
   const slow = painting({ stage, wipe, receipt, style: () => model_.photo?.file ?? null });
   const modes = choice("How it is painted", [["styles", "Styles"], ["picture", "Any picture"], ["slow", "Step by step"]], mode, (now) => { mode = now; arrange(); });
 
+  const laid = () => (mode === "styles" ? strength.value : 1); // how far the painting covers the photo here: of a picture's style the service mixes
+
+  function stronger() {
+    if (mode === "picture") again(); else wipe.strength = laid();
+    command();
+  }
+
   function arrange() {
     styles.root.hidden = mode !== "styles";
     model.root.hidden = mode === "styles";
     quick.hidden = request.root.hidden = mode === "slow";
     slow.root.hidden = mode !== "slow";
     finish.hidden = true;
-    wipe.strength = mode === "slow" ? 1 : strength.value;
+    wipe.strength = laid();
     if (mode === "slow") { request.stop(); wipe.hide(); slow.show(); return; }
     slow.leave();
     run();
@@ -57,10 +64,10 @@ export function make() {
     finish.hidden = true;
     command();
     if (!main.photo || !Object.values(style())[0]) { request.stop(); wipe.hide(); receipt.clear(); return; }
-    const fields = { image: main.photo.file, ...options(), strength: null, format: "jpeg", quality: 92 }; // strength: laid over here
+    const fields = { image: main.photo.file, ...options(), ...(mode === "styles" ? { strength: null } : {}), format: "jpeg", quality: 92 };
     request.run((signal) => timed(ask("stylize", { method: "POST", form: formOf(fields), signal, as: "blob" })), ({ data, headers, trip }) => {
       painted = data;
-      wipe.strength = strength.value;
+      wipe.strength = laid();
       wipe.show(data);
       finish.hidden = false;
       receipt.answered([{ name: headers.get("X-Model"), precision: headers.get("X-Precision"), provider: headers.get("X-Provider") ?? "" }], serverTiming(headers), trip);
@@ -68,9 +75,11 @@ export function make() {
     });
   }, 30);
 
+  const again = debounce(() => run(), 250);
+
   function keep() {
     const name = `${main.photo.name.replace(/\.\w+$/, "")}-painted.${EXTENSION[format.value]}`;
-    if (format.value === "jpeg" && strength.value === 1) { download(painted, name); return; }
+    if (format.value === "jpeg" && laid() === 1) { download(painted, name); return; }
     saving.run((signal) => ask("stylize", { method: "POST", form: formOf({ image: main.photo.file, ...options(), format: format.value }), signal, as: "blob" }), ({ data }) => download(data, name));
   }
 
