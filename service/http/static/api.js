@@ -10,10 +10,18 @@ export const shown = (path) => address(path).href;
 
 export const key = {
   get() {
-    try { return sessionStorage.getItem(KEY) ?? ""; } catch { return ""; }
+    try {
+      return sessionStorage.getItem(KEY) ?? "";
+    } catch {
+      return "";
+    }
   },
   set(value) {
-    try { value ? sessionStorage.setItem(KEY, value) : sessionStorage.removeItem(KEY); } catch { /* kept nowhere then */ }
+    try {
+      value ? sessionStorage.setItem(KEY, value) : sessionStorage.removeItem(KEY);
+    } catch {
+      /* kept nowhere then */
+    }
     dispatchEvent(new Event("key-changed"));
   },
 };
@@ -31,7 +39,13 @@ export const aborted = (error) => error?.name === "AbortError";
 
 /** Ask, and give {data, headers, status}. `as`: "json" or "blob". Throws Problem, and AbortError by `signal`. */
 export async function ask(path, { method = "GET", form, json, signal, as = "json", accept } = {}) {
-  const response = await send(path, { method, body: form ?? (json && JSON.stringify(json)), json, signal, accept: accept ?? (as === "json" ? "application/json" : "*/*") });
+  const response = await send(path, {
+    method,
+    body: form ?? (json && JSON.stringify(json)),
+    json,
+    signal,
+    accept: accept ?? (as === "json" ? "application/json" : "*/*"),
+  });
   try {
     return { data: await response[as](), headers: response.headers, status: response.status };
   } catch (error) {
@@ -53,17 +67,27 @@ async function send(path, { method = "GET", body, json, signal, accept }) {
   return response;
 }
 
-const cut = () => new Problem({
-  code: "network",
-  title: navigator.onLine ? "The server cannot be reached" : "You are offline",
-  detail: `There was no answer from ${HERE.host}.`,
-  remedy: "See whether vision-service still runs there and the network is up, then try again.",
-});
+const cut = () =>
+  new Problem({
+    code: "network",
+    title: navigator.onLine ? "The server cannot be reached" : "You are offline",
+    detail: `There was no answer from ${HERE.host}.`,
+    remedy: "See whether vision-service still runs there and the network is up, then try again.",
+  });
 
 async function problemOf(response) {
   let told;
-  try { told = await response.json(); } catch { told = null; }
-  if (typeof told?.title !== "string") told = { code: "unexpected", title: `The server answered ${response.status}`, detail: "The answer was not one of this service; a proxy in between may have given it." };
+  try {
+    told = await response.json();
+  } catch {
+    told = null;
+  }
+  if (typeof told?.title !== "string")
+    told = {
+      code: "unexpected",
+      title: `The server answered ${response.status}`,
+      detail: "The answer was not one of this service; a proxy in between may have given it.",
+    };
   const wait = Number.parseFloat(response.headers.get("Retry-After") ?? told.retry_after ?? "");
   const problem = new Problem(told, { status: response.status, retryAfter: Number.isFinite(wait) ? wait : null });
   problem.remedy = await remedyOf(problem.code);
@@ -76,7 +100,9 @@ async function remedyOf(code) {
     try {
       const response = await fetch(address(`problems/${encodeURIComponent(code)}`));
       remedies.set(code, response.ok ? (await response.json()).remedy : "");
-    } catch { return ""; }
+    } catch {
+      return "";
+    }
   }
   return remedies.get(code);
 }

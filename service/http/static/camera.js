@@ -8,7 +8,13 @@ export async function photograph() {
   const said = h("p", { text: "Waiting for the camera…" });
   const shoot = h("button", { class: "button", type: "button", disabled: true }, icon("camera"), "Take the photo");
   const cancel = h("button", { class: "button quiet", type: "button", text: "Cancel" });
-  const dialog = h("dialog", { class: "dialog camera", "aria-label": "Camera" }, said, video, h("div", { class: "row end" }, cancel, shoot));
+  const dialog = h(
+    "dialog",
+    { class: "dialog camera", "aria-label": "Camera" },
+    said,
+    video,
+    h("div", { class: "row end" }, cancel, shoot),
+  );
   document.body.append(dialog);
   dialog.showModal();
   let stream = null;

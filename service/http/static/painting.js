@@ -12,29 +12,86 @@ const SHOWN = ["iterations", "max_side", "preserve_color"]; // what most want to
 const LEFT_OUT = new Set(["image", "style_image", "format", "quality"]);
 const REJOIN = 2000; // milliseconds until a stream that broke is taken up again
 
-const pause = (wait) => new Promise((go) => { setTimeout(go, wait); });
+const pause = (wait) =>
+  new Promise((go) => {
+    setTimeout(go, wait);
+  });
 
 export function painting({ stage, wipe, receipt, style }) {
   const request = new Request((on) => stage.busy(on));
   const charts = { content: new Chart("Content loss"), style: new Chart("Style loss") };
   const controls = new Map();
-  const first = h("div", { class: "options" }), rest = h("div", { class: "options" });
+  const first = h("div", { class: "options" }),
+    rest = h("div", { class: "options" });
   const start = h("button", { class: "button", type: "submit" }, "Start painting");
-  const form = h("form", { class: "slow" }, first, h("details", {}, h("summary", { text: "All options" }), rest), start, h("p", { class: "hint" }));
-  const bar = h("progress", { max: 1, value: 0, "aria-label": "Progress" }), told = h("p", { class: "progress-said" });
+  const form = h(
+    "form",
+    { class: "slow" },
+    first,
+    h("details", {}, h("summary", { text: "All options" }), rest),
+    start,
+    h("p", { class: "hint" }),
+  );
+  const bar = h("progress", { max: 1, value: 0, "aria-label": "Progress" }),
+    told = h("p", { class: "progress-said" });
   const cancel = h("button", { class: "button quiet", type: "button", text: "Cancel", on: { click: () => stop() } });
-  const save = h("button", { class: "button", type: "button", hidden: true, on: { click: () => download(result, `${photo.name.replace(/\.\w+$/, "")}-painted.png`) } }, icon("download"), "Save the painting");
-  const again = h("button", { class: "button quiet", type: "button", text: "Paint another", hidden: true, on: { click: () => { job = null; wipe.hide(); shownNow(); } } });
-  const progress = h("div", { class: "painting", hidden: true }, bar, told, h("div", { class: "charts" }, charts.content.root, charts.style.root), h("div", { class: "row" }, save, cancel, again));
+  const save = h(
+    "button",
+    {
+      class: "button",
+      type: "button",
+      hidden: true,
+      on: { click: () => download(result, `${photo.name.replace(/\.\w+$/, "")}-painted.png`) },
+    },
+    icon("download"),
+    "Save the painting",
+  );
+  const again = h("button", {
+    class: "button quiet",
+    type: "button",
+    text: "Paint another",
+    hidden: true,
+    on: {
+      click: () => {
+        job = null;
+        wipe.hide();
+        shownNow();
+      },
+    },
+  });
+  const progress = h(
+    "div",
+    { class: "painting", hidden: true },
+    bar,
+    told,
+    h("div", { class: "charts" }, charts.content.root, charts.style.root),
+    h("div", { class: "row" }, save, cancel, again),
+  );
   const root = h("div", {}, form, request.root, progress);
-  let job = null, result = null, picture = null, photo = null, asked = "", following = null, visible = false;
+  let job = null,
+    result = null,
+    picture = null,
+    photo = null,
+    asked = "",
+    following = null,
+    visible = false;
 
   const running = () => job && (job.state === "queued" || job.state === "running");
   const fields = () => saidBy(controls);
-  const asking = () => curl(PATH, { fields: { image: main.photo?.file ?? new File([], "photo.jpg"), style_image: style() ?? new File([], "painting.jpg"), ...fields() } });
-  const command = () => receipt.command(job
-    ? `${asked}\n${curl(job.links.events, { method: "GET" }).replace("curl", "curl -N")}\n${curl(job.links.result, { method: "GET", save: "painted.png" })}`
-    : asking());
+  const asking = () =>
+    curl(PATH, {
+      fields: {
+        image: main.photo?.file ?? new File([], "photo.jpg"),
+        style_image: style() ?? new File([], "painting.jpg"),
+        ...fields(),
+      },
+    });
+  const command = () =>
+    receipt.command(
+      job
+        ? `${asked}\n${curl(job.links.events, { method: "GET" }).replace("curl", "curl -N")}\n${curl(job.links.result, { method: "GET", save: "painted.png" })}`
+        : asking(),
+    );
 
   function changed() {
     const lacks = [main.photo ? null : "a photo", style() ? null : "a picture whose style it takes"].filter(Boolean);
@@ -61,22 +118,29 @@ export function painting({ stage, wipe, receipt, style }) {
     [result, picture] = [null, null];
     photo = main.photo;
     asked = asking();
-    request.run((signal) => ask(PATH, { method: "POST", signal, form: formOf({ image: main.photo.file, style_image: style(), ...fields() }) }), ({ data }) => {
-      job = data;
-      announce("Painting has begun");
-      shownNow();
-      follow(data);
-    });
+    request.run(
+      (signal) =>
+        ask(PATH, { method: "POST", signal, form: formOf({ image: main.photo.file, style_image: style(), ...fields() }) }),
+      ({ data }) => {
+        job = data;
+        announce("Painting has begun");
+        shownNow();
+        follow(data);
+      },
+    );
   }
 
   async function follow(mine) {
     following?.abort();
-    const { signal } = following = new AbortController();
+    const { signal } = (following = new AbortController());
     for (let tries = 0; job?.id === mine.id && running(); tries += 1) {
       try {
         for await (const { event, data } of events(mine.links.events, signal)) {
           if (signal.aborted) return;
-          if (event === "preview") { picture = data.image; hang(); } else if (event === "progress" || event === "end") update(data);
+          if (event === "preview") {
+            picture = data.image;
+            hang();
+          } else if (event === "progress" || event === "end") update(data);
           tries = 0;
         }
         if (!running()) break;
@@ -85,7 +149,11 @@ export function painting({ stage, wipe, receipt, style }) {
         update(data);
       } catch (error) {
         if (aborted(error)) return;
-        if (error.code !== "network" || tries > 5) { request.say(error); job = { ...job, state: "failed" }; break; }
+        if (error.code !== "network" || tries > 5) {
+          request.say(error);
+          job = { ...job, state: "failed" };
+          break;
+        }
         told.textContent = "The connection broke; taking it up again…";
         await pause(REJOIN);
       }
@@ -98,14 +166,22 @@ export function painting({ stage, wipe, receipt, style }) {
     job = data;
     if (data.losses) for (const [kind, chart] of Object.entries(charts)) chart.add(data.iteration, data.losses[kind], grown);
     bar.value = data.iterations ? data.iteration / data.iterations : 0;
-    const parts = [`Step ${data.iteration} of ${data.iterations}`, data.size && `${data.size.width} × ${data.size.height}`, data.seconds_left !== null && data.state === "running" && `${seconds(data.seconds_left)} left`];
+    const parts = [
+      `Step ${data.iteration} of ${data.iterations}`,
+      data.size && `${data.size.width} × ${data.size.height}`,
+      data.seconds_left !== null && data.state === "running" && `${seconds(data.seconds_left)} left`,
+    ];
     told.textContent = data.state === "queued" ? "Waiting for its turn…" : parts.filter(Boolean).join(" · ");
     if (data.model) receipt.answered([data.model], null);
   }
 
   async function ended() {
     if (job.state === "done") {
-      try { result = (await ask(job.links.result, { as: "blob", accept: "image/png" })).data; } catch (error) { request.say(error); }
+      try {
+        result = (await ask(job.links.result, { as: "blob", accept: "image/png" })).data;
+      } catch (error) {
+        request.say(error);
+      }
       hang();
       told.textContent = `Done: ${job.iterations} steps in ${seconds(job.seconds)}.`;
       bar.value = 1;
@@ -128,7 +204,9 @@ export function painting({ stage, wipe, receipt, style }) {
         job = data;
         ended();
       }
-    } catch (error) { request.say(error); }
+    } catch (error) {
+      request.say(error);
+    }
     cancel.disabled = false;
   }
 
@@ -146,7 +224,10 @@ export function painting({ stage, wipe, receipt, style }) {
     if (visible) command();
   }
 
-  form.addEventListener("submit", (event) => { event.preventDefault(); if (!start.disabled) begin(); });
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (!start.disabled) begin();
+  });
   main.addEventListener("change", changed);
   changed();
   return {
@@ -158,6 +239,8 @@ export function painting({ stage, wipe, receipt, style }) {
       shownNow();
       hang();
     },
-    leave() { visible = false; },
+    leave() {
+      visible = false;
+    },
   };
 }

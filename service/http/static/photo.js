@@ -5,7 +5,9 @@ const TAKEN = /^image\/|\.(jpe?g|png|webp|gif|bmp|tiff?|avif|hei[cf])$/i;
 export class Slot extends EventTarget {
   #photo = null;
 
-  get photo() { return this.#photo; }
+  get photo() {
+    return this.#photo;
+  }
 
   /** Takes a File or Blob, or null for none. */
   set(file, name = file?.name || "photo.jpg") {
@@ -30,7 +32,8 @@ export function picturesIn(transfer) {
 export async function crop(photo, box, margin) {
   const bitmap = await createImageBitmap(photo.file, { imageOrientation: "from-image" });
   const reach = margin * Math.max(box.x_max - box.x_min, box.y_max - box.y_min);
-  const left = Math.max(0, Math.floor(box.x_min - reach)), top = Math.max(0, Math.floor(box.y_min - reach));
+  const left = Math.max(0, Math.floor(box.x_min - reach)),
+    top = Math.max(0, Math.floor(box.y_min - reach));
   const width = Math.min(bitmap.width, Math.ceil(box.x_max + reach)) - left;
   const height = Math.min(bitmap.height, Math.ceil(box.y_max + reach)) - top;
   const canvas = new OffscreenCanvas(width, height);

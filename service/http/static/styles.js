@@ -2,7 +2,8 @@
 
 import { address, ask, key } from "./api.js";
 import { h } from "./dom.js";
-import { check, notice, slider } from "./parts.js";
+import { check, slider } from "./controls.js";
+import { notice } from "./parts.js";
 
 export class Styles {
   /** `heard()` when the choice has changed. */
@@ -12,14 +13,17 @@ export class Styles {
     this.titles = new Map();
     this.grid = h("div", { class: "styles", role: "group", "aria-label": "Styles" });
     this.weights = h("div", { class: "controls" });
-    this.blend = check("Blend several", false, (on) => { if (!on) this.#keepFirst(); this.#weigh(); });
+    this.blend = check("Blend several", false, (on) => {
+      if (!on) this.#keepFirst();
+      this.#weigh();
+    });
     this.root = h("div", {}, this.grid, this.blend.root, this.weights);
   }
 
   /** As the service takes it: a name, or names with weights. */
   get value() {
     const all = [...this.chosen].filter(([, weight]) => weight > 0);
-    return all.length < 2 ? all[0]?.[0] ?? "" : all.map(([name, weight]) => `${name}:${weight}`).join(",");
+    return all.length < 2 ? (all[0]?.[0] ?? "") : all.map(([name, weight]) => `${name}:${weight}`).join(",");
   }
 
   async fill() {
@@ -36,12 +40,26 @@ export class Styles {
     this.titles.set(name, title);
     const image = h("img", { alt: "", loading: "lazy", width: 96, height: 96 });
     thumbnail(image, `styles/${encodeURIComponent(name)}/thumbnail.jpg`);
-    return h("button", { class: "style", type: "button", "aria-pressed": "false", title: description, dataset: { name }, on: { click: () => this.#pick(name) } }, image, h("span", { text: title }));
+    return h(
+      "button",
+      {
+        class: "style",
+        type: "button",
+        "aria-pressed": "false",
+        title: description,
+        dataset: { name },
+        on: { click: () => this.#pick(name) },
+      },
+      image,
+      h("span", { text: title }),
+    );
   }
 
   #pick(name) {
-    if (!this.blend.value) { this.chosen.clear(); this.chosen.set(name, 0.5); }
-    else if (!this.chosen.delete(name)) this.chosen.set(name, 0.5);
+    if (!this.blend.value) {
+      this.chosen.clear();
+      this.chosen.set(name, 0.5);
+    } else if (!this.chosen.delete(name)) this.chosen.set(name, 0.5);
     this.#mark();
     this.#weigh();
     this.heard();
@@ -60,21 +78,39 @@ export class Styles {
   }
 
   #weigh() {
-    this.weights.replaceChildren(...(this.chosen.size < 2 ? [] : [...this.chosen].map(([name, weight]) => {
-      const one = slider(this.titles.get(name), { min: 0, max: 1, step: 0.05, value: weight, said: (value) => value.toFixed(2), heard: (value) => this.chosen.set(name, value) });
-      one.input.addEventListener("change", () => this.heard()); // when it is let go: each value is a painting
-      return one.root;
-    })));
+    this.weights.replaceChildren(
+      ...(this.chosen.size < 2
+        ? []
+        : [...this.chosen].map(([name, weight]) => {
+            const one = slider(this.titles.get(name), {
+              min: 0,
+              max: 1,
+              step: 0.05,
+              value: weight,
+              said: (value) => value.toFixed(2),
+              heard: (value) => this.chosen.set(name, value),
+            });
+            one.input.addEventListener("change", () => this.heard()); // when it is let go: each value is a painting
+            return one.root;
+          })),
+    );
   }
 }
 
 /** Lazily: by the browser itself, or with the key, which an <img> cannot send. */
 function thumbnail(image, path) {
-  if (!key.get()) { image.src = address(path); return; }
+  if (!key.get()) {
+    image.src = address(path);
+    return;
+  }
   const watch = new IntersectionObserver(async ([entry]) => {
     if (!entry.isIntersecting) return;
     watch.disconnect();
-    try { image.src = URL.createObjectURL((await ask(path, { as: "blob" })).data); } catch { /* the title says it, too */ }
+    try {
+      image.src = URL.createObjectURL((await ask(path, { as: "blob" })).data);
+    } catch {
+      /* the title says it, too */
+    }
   });
   watch.observe(image);
 }

@@ -2,4 +2,6 @@
 try {
   const chosen = localStorage.getItem("vision-theme");
   if (chosen === "light" || chosen === "dark") document.documentElement.dataset.theme = chosen;
-} catch { /* no storage: the system's colours */ }
+} catch {
+  /* no storage: the system's colours */
+}

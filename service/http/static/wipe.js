@@ -6,8 +6,24 @@ export class Wipe {
   constructor(stage) {
     this.stage = stage;
     this.image = h("img", { class: "after", alt: "The painting" });
-    this.input = h("input", { class: "wipe", type: "range", min: 0, max: 100, step: 0.5, value: 0, "aria-label": "Before and after: how much of the photo is shown", on: { input: () => this.#place() } });
-    this.root = h("div", { class: "wiping" }, this.image, h("i", { class: "divider", "aria-hidden": "true" }), h("span", { class: "knob", "aria-hidden": "true" }, icon("wipe")), this.input);
+    this.input = h("input", {
+      class: "wipe",
+      type: "range",
+      min: 0,
+      max: 100,
+      step: 0.5,
+      value: 0,
+      "aria-label": "Before and after: how much of the photo is shown",
+      on: { input: () => this.#place() },
+    });
+    this.root = h(
+      "div",
+      { class: "wiping" },
+      this.image,
+      h("i", { class: "divider", "aria-hidden": "true" }),
+      h("span", { class: "knob", "aria-hidden": "true" }, icon("wipe")),
+      this.input,
+    );
     this.url = null;
     this.#place();
   }
@@ -26,7 +42,9 @@ export class Wipe {
     this.#let();
   }
 
-  set strength(value) { this.image.style.setProperty("opacity", value); }
+  set strength(value) {
+    this.image.style.setProperty("opacity", value);
+  }
 
   #place() {
     this.root.style.setProperty("--split", `${this.input.value}%`);

@@ -4,7 +4,9 @@ import { ask, curl, formOf } from "../api.js";
 import { chooser } from "../chooser.js";
 import { announce, colour, h, percent } from "../dom.js";
 import { heat } from "../heat.js";
-import { Receipt, Request, check, choice, frame, sentence, slider, timed } from "../parts.js";
+import { check, choice, slider } from "../controls.js";
+import { Request, frame, sentence } from "../parts.js";
+import { Receipt, timed } from "../receipt.js";
 import { main } from "../photo.js";
 import { Stage, placed } from "../stage.js";
 import { Windows } from "../windows.js";
@@ -17,24 +19,59 @@ export function make() {
   const receipt = new Receipt();
   const results = h("div", { class: "results" });
   const windows = new Windows(stage);
-  let mode = "whole", answer = null, chosen = 0, explains = true, seen = null;
+  let mode = "whole",
+    answer = null,
+    chosen = 0,
+    explains = true,
+    seen = null;
 
-  const model = chooser("classify", () => { explains = true; run(); });
-  const modes = choice("What is looked at", [["whole", "The whole photo"], ["windows", "Window by window"]], mode, (now) => { mode = now; run(); });
-  const opacity = slider("Heat map", { min: 0, max: 1, step: 0.01, value: 0.65, said: percent, heard: (value) => stage.layer.style.setProperty("--heat", value) });
+  const model = chooser("classify", () => {
+    explains = true;
+    run();
+  });
+  const modes = choice(
+    "What is looked at",
+    [
+      ["whole", "The whole photo"],
+      ["windows", "Window by window"],
+    ],
+    mode,
+    (now) => {
+      mode = now;
+      run();
+    },
+  );
+  const opacity = slider("Heat map", {
+    min: 0,
+    max: 1,
+    step: 0.01,
+    value: 0.65,
+    said: percent,
+    heard: (value) => stage.layer.style.setProperty("--heat", value),
+  });
   const boxed = check("Box around the strongest region", true, () => paint());
   const heatControls = h("div", { class: "controls", hidden: true }, opacity.root, boxed.root);
   stage.layer.style.setProperty("--heat", 0.65);
 
-  const options = () => ({ ...(mode === "windows" ? { sliding_window: true } : explains ? { explain: true } : {}), model: model.value });
-  const command = () => receipt.command(curl("classify", { fields: { image: main.photo?.file ?? new File([], "cat.jpg"), ...options() } }));
+  const options = () => ({
+    ...(mode === "windows" ? { sliding_window: true } : explains ? { explain: true } : {}),
+    model: model.value,
+  });
+  const command = () =>
+    receipt.command(curl("classify", { fields: { image: main.photo?.file ?? new File([], "cat.jpg"), ...options() } }));
 
   function run() {
     seen = main.photo;
     answer = null;
     stage.layer.replaceChildren();
     command();
-    if (!main.photo) { request.stop(); results.replaceChildren(); receipt.clear(); heatControls.hidden = true; return; }
+    if (!main.photo) {
+      request.stop();
+      results.replaceChildren();
+      receipt.clear();
+      heatControls.hidden = true;
+      return;
+    }
     results.classList.add("stale");
     request.run(ask_, show);
   }
@@ -57,18 +94,43 @@ export function make() {
     results.classList.remove("stale");
     receipt.answered([data.model], data.timing_ms, trip);
     command();
-    if (data.windows) { heatControls.hidden = true; results.replaceChildren(windows.show(data.windows)); return; }
+    if (data.windows) {
+      heatControls.hidden = true;
+      results.replaceChildren(windows.show(data.windows));
+      return;
+    }
     heatControls.hidden = !data.predictions[0]?.activation;
-    results.replaceChildren(h("ol", { class: "bars" }, data.predictions.map(row)), why ? h("p", { class: "hint", text: sentence(why) }) : "");
+    results.replaceChildren(
+      h("ol", { class: "bars" }, data.predictions.map(row)),
+      why ? h("p", { class: "hint", text: sentence(why) }) : "",
+    );
     const best = data.predictions[0];
     announce(`${best.label}, ${percent(best.confidence)}`);
     paint();
   }
 
   function row(prediction, index) {
-    const parts = [h("span", { class: "label", text: prediction.label }), h("span", { class: "value", text: percent(prediction.confidence) }), h("i", { class: "bar", style: { "--share": prediction.confidence } })];
+    const parts = [
+      h("span", { class: "label", text: prediction.label }),
+      h("span", { class: "value", text: percent(prediction.confidence) }),
+      h("i", { class: "bar", style: { "--share": prediction.confidence } }),
+    ];
     if (!prediction.activation) return h("li", {}, h("div", { class: "row-button" }, parts));
-    return h("li", {}, h("button", { class: "row-button", type: "button", "aria-pressed": String(index === chosen), title: "Show where", on: { click: () => pick(index) } }, parts));
+    return h(
+      "li",
+      {},
+      h(
+        "button",
+        {
+          class: "row-button",
+          type: "button",
+          "aria-pressed": String(index === chosen),
+          title: "Show where",
+          on: { click: () => pick(index) },
+        },
+        parts,
+      ),
+    );
   }
 
   function pick(index) {
@@ -90,13 +152,27 @@ export function make() {
     stage.layer.append(view);
     const { localization } = answer;
     if (boxed.value && localization && localization.class_id === prediction.class_id) {
-      stage.layer.append(h("div", { class: "box", style: { ...placed(localization.box, stage.size), "--colour": colour(0) } }, h("span", { class: "tag in", text: localization.label })));
+      stage.layer.append(
+        h(
+          "div",
+          { class: "box", style: { ...placed(localization.box, stage.size), "--colour": colour(0) } },
+          h("span", { class: "tag in", text: localization.label }),
+        ),
+      );
     }
   }
 
-  main.addEventListener("change", () => { if (!root.hidden) run(); });
+  main.addEventListener("change", () => {
+    if (!root.hidden) run();
+  });
   addEventListener("key-changed", () => model.fill());
   const root = frame("Classify", LEAD, stage.root, [modes, model.root, request.root, results, heatControls, receipt.root]);
   command();
-  return { root, show() { model.fill(); if (seen !== main.photo) run(); } };
+  return {
+    root,
+    show() {
+      model.fill();
+      if (seen !== main.photo) run();
+    },
+  };
 }

@@ -1,14 +1,26 @@
 // Faces: two photos compared, or people known again.
 
-import { choice } from "../parts.js";
+import { choice } from "../controls.js";
 import { h } from "../dom.js";
 import { compare } from "../compare.js";
 import { gallery } from "../gallery.js";
 
 export function make() {
-  const views = { compare: null, gallery: null }, makers = { compare, gallery };
+  const views = { compare: null, gallery: null },
+    makers = { compare, gallery };
   let mode = "compare";
-  const modes = choice("What faces are asked for", [["compare", "Compare two photos"], ["gallery", "Know people again"]], mode, (now) => { mode = now; open(); });
+  const modes = choice(
+    "What faces are asked for",
+    [
+      ["compare", "Compare two photos"],
+      ["gallery", "Know people again"],
+    ],
+    mode,
+    (now) => {
+      mode = now;
+      open();
+    },
+  );
   const root = h("div", { class: "faces" });
   function open() {
     if (!views[mode]) root.append((views[mode] = makers[mode]()).root);
