@@ -126,6 +126,13 @@ def check(content: Pixels, style: Pixels, options: OptimizeOptions, spec: ModelS
         raise ImageTooSmall(f"the style picture is {width} x {height} pixels; each side needs at least {LEAST_SIDE}")
 
 
+def reduced(content: Pixels, style: Pixels, options: OptimizeOptions) -> tuple[Pixels, Pixels]:
+    """Both pictures as large as the painting can need them, the style at twice its sides: what is held on to for minutes."""
+    photo = shrink(content, options.max_side)
+    height, width = photo.shape[:2]
+    return photo, style_at(style, (2 * height, 2 * width))
+
+
 def optimize(content: Pixels, style: Pixels, options: OptimizeOptions, painter: Painter) -> Iterator[Step]:
     """Paint `content` [h, w, 3] in the style of `style`, iteration by iteration; the last step's picture is the result.
 
@@ -136,7 +143,7 @@ def optimize(content: Pixels, style: Pixels, options: OptimizeOptions, painter: 
     check(content, style, options, painter.spec)
     layers = pick_layers(painter.spec, options)
     graphs = _graphs(layers, painter)
-    photo = shrink(content, options.max_side)
+    photo, style = reduced(content, style, options)
     looks = (_grey(photo), _toned(_grey(style), _grey(photo))) if options.preserve_color else (photo, style)
     height, width = photo.shape[:2]
     sizes = scales(height, width) if options.multi_scale else [(height, width)]
@@ -301,4 +308,5 @@ def _grey(pixels: Pixels) -> Pixels:
 def _toned(style: Pixels, photo: Pixels) -> Pixels:
     """A grey style picture with the mean and spread of a grey photo, so that its own light and dark are no part of the style."""
     spread = float(photo.std()) / max(float(style.std()), 1.0)
-    return np.asarray(np.clip((style - style.mean()) * spread + photo.mean(), *RANGE), np.uint8)
+    middle, wanted = np.float32(style.mean()), np.float32(photo.mean())
+    return np.asarray(np.clip((style - middle) * np.float32(spread) + wanted, *RANGE), np.uint8)
