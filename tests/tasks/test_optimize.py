@@ -2,7 +2,8 @@
 
 import threading
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -59,9 +60,11 @@ class Painter:
         self.runs.append(graph)
         return self.sessions[graph].run(feeds)
 
-    def derive(self, name: str, source: str, make: Callable[[Path], bytes]) -> None:
+    @contextmanager
+    def derived(self, name: str, source: str, make: Callable[[Path], bytes]) -> Iterator[None]:
         if name not in self.sessions:
             self.sessions[name] = OrtSession(make(self.folder / f"{source}.onnx"), Choice(CPU))
+        yield
 
 
 @pytest.fixture(scope="module")
