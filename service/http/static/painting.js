@@ -107,7 +107,7 @@ export function painting({ stage, wipe, receipt, style }) {
     if (job.state === "done") {
       try { result = (await ask(job.links.result, { as: "blob", accept: "image/png" })).data; } catch (error) { request.say(error); }
       hang();
-      told.textContent = `Done: ${job.iterations} steps in ${seconds(job.seconds)}.`;
+      told.textContent = `Done: ${job.iteration} steps in ${seconds(job.seconds)}.`;
       bar.value = 1;
       announce("The painting is done");
     } else if (job.state === "cancelled") {

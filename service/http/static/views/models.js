@@ -6,7 +6,7 @@ import { h, plural } from "../dom.js";
 import { Receipt, Request, frame, provider } from "../parts.js";
 
 const LEAD = "Everything that is loaded here, where it runs and why, and under which terms. Drop an ONNX file to add your own.";
-const TASKS = { classify: "Classify", detect: "Detect", "detect-faces": "Find faces", "embed-face": "Know faces", "face-liveness": "Tell living faces", stylize: "Stylize" };
+const TASKS = { classify: "Classify", detect: "Detect", "detect-faces": "Find faces", "embed-face": "Know faces", "face-liveness": "Tell living faces", stylize: "Stylize", paint: "Paint step by step" };
 
 export function make() {
   const list = h("div", { class: "models" }), request = new Request(), changes = new Request(), receipt = new Receipt();
