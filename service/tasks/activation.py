@@ -103,4 +103,5 @@ def windows(maps: Maps, cells: int, placement: Placement, view: Edges) -> Seen:
     classes = logits.argmax(axis=0)
     highest = logits.max(axis=0)
     confidences = 1 / np.exp(logits - highest).sum(axis=0)
-    return Seen(classes, confidences, (placement.scale_x + placement.scale_y) / 2, view)
+    scale = placement.scale_x if maps.shape[2] >= maps.shape[1] else placement.scale_y  # rounded sides weigh less on the longer one
+    return Seen(classes, confidences, scale, view)

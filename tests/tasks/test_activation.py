@@ -53,6 +53,17 @@ def test_a_photo_lies_in_the_corner_and_the_rest_has_the_mean_colour() -> None:
     assert view_of(placement, 256, 320) == (0, 0, 320, 256)
 
 
+@pytest.mark.parametrize(("height", "width"), [(8, 16_384), (16_384, 8), (333, 501), (40, 900)])
+def test_the_last_window_ends_where_the_view_does(height: int, width: int) -> None:
+    photo = np.zeros((height, width, 3), np.uint8)
+    large, placement = canvas(photo, Grid.of(photo), WANTED, 224, 32)
+    view = view_of(placement, *large.shape[:2])
+    maps = np.zeros((1, large.shape[0] // 32, large.shape[1] // 32), np.float32)
+    seen = windows(maps, 7, placement, view)
+    ends = [((count - 1) * 32 + 224) / seen.scale for count in seen.classes.shape]
+    assert max(ends) == pytest.approx(max(view[2:]), abs=0.5 / seen.scale)
+
+
 def test_a_mean_that_is_no_colour_is_the_nearest() -> None:
     photo = np.zeros((250, 300, 3), np.uint8)
     large, _ = canvas(photo, Grid.of(photo), WANTED.model_copy(update={"mean": (-1.0, 128.0, 300.0)}), 224, 32)
