@@ -26,7 +26,7 @@ from service.settings import Settings
 from service.tasks.classify import ClassifyAnswer, ClassifyOptions, classify, crop_scale, explain
 from service.tasks.detect import DetectAnswer, DetectOptions, detect, letterbox_scale
 from service.tasks.faces import DetectFacesAnswer, DetectFacesOptions, VerifyFaceAnswer, VerifyFaceOptions, detect_faces, verify
-from service.tasks.optimize import OptimizeOptions, Step, check, optimize
+from service.tasks.optimize import OptimizeOptions, Step, check, optimize, reduced
 from service.tasks.options import merged
 from service.tasks.people import EnrollAnswer, EnrollOptions, IdentifyAnswer, IdentifyOptions
 from service.tasks.stylize import SAMPLE, StyleInfo, StylizeOptions, example, list_styles, pick_painter, stylize, thumbnail
@@ -221,6 +221,7 @@ class Engine:
         spec = self.fleet.spec("paint", options.model)
         photo, style = self.decode(image).pixels, self.decode(style_image).pixels
         check(photo, style, options, spec)
+        photo, style = reduced(photo, style, options)
 
         def steps(found: Optimization) -> Generator[Step]:
             model = self.load(spec.name)

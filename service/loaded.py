@@ -8,7 +8,8 @@ classifier is opened when it is first asked for: most services never are.
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -43,7 +44,7 @@ CLASS_OUTPUTS = frozenset({"logits", "scores"})
 """Outputs whose last axis is one number a class, where the model has labels."""
 
 DERIVED = 8
-"""Derived graphs of one model that stay open: two for each choice of layers."""
+"""Derived graphs of one model that stay open while nobody uses them: two for each choice of layers."""
 
 USUAL_SIZE = (480, 640)
 """Height and width that a model is measured at which takes pictures of any size."""
@@ -73,7 +74,7 @@ class LoadedModel:
 
     def __post_init__(self) -> None:
         self.labels = self.spec.read_labels()
-        self._derived: dict[str, Session] = {}
+        self._derived: dict[str, int] = {}  # how many use each, the one that was taken last being last
         self._deriving = threading.Lock()
 
     @cached_property
@@ -105,13 +106,21 @@ class LoadedModel:
         timing.batch = max(timing.batch, done.batch)
         return done.outputs
 
-    def derive(self, name: str, source: str, make: Callable[[Path], bytes]) -> None:
-        """Have a graph `name` for run(), made of the file of the built graph `source`; the DERIVED asked for last stay open."""
+    @contextmanager
+    def derived(self, name: str, source: str, make: Callable[[Path], bytes]) -> Iterator[None]:
+        """Have a graph `name` for run() inside, made of the file of the built graph `source`. Of those that nobody uses the DERIVED
+        that were asked for last stay open."""
         with self._deriving:
-            made = self._derived.pop(name, None) or self.open_made(make(self.folder / f"{source}.onnx"))
-            self._derived[name] = self.sessions[name] = made
-            for old in list(self._derived)[:-DERIVED]:
-                del self._derived[old], self.sessions[old]
+            if name not in self._derived:
+                self.sessions[name] = self.open_made(make(self.folder / f"{source}.onnx"))
+            self._derived[name] = self._derived.pop(name, 0) + 1
+        try:
+            yield
+        finally:
+            with self._deriving:
+                self._derived[name] -= 1
+                for old in [idle for idle, users in self._derived.items() if not users][:-DERIVED]:
+                    del self._derived[old], self.sessions[old]
 
     def warm_up(self) -> None:
         """Run every graph once on the stored parity input; nothing to do when that was done.

@@ -320,6 +320,19 @@ def test_no_more_are_kept_than_allowed_the_oldest_go_first(make: Any) -> None:
     assert [jobs.get(job.id) for job in made[2:]] == made[2:]
 
 
+def test_no_more_are_kept_while_others_wait_though_nobody_asks(make: Any) -> None:
+    jobs = make(kept=1)
+    first, last = Held(), Held()
+    submit(jobs, first)
+    for _ in range(4):
+        submit(jobs)
+    submit(jobs, last)
+    first.let(3)
+    until(lambda: jobs.counts()["running"] == 1 and jobs.counts()["queued"] == 0)
+    assert jobs.counts()["done"] == 1
+    last.let(3)
+
+
 def test_what_has_ended_is_forgotten_in_time_though_nobody_asks(make: Any) -> None:
     jobs = make(keep_seconds=0.1)
     job = submit(jobs)

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -201,11 +201,23 @@ def test_graphs_that_are_kept_are_opened_only_as_what_is_made_of_them(copy: Call
     with opened(copy("yolov3-tiny-features"), UNTUNED) as model:
         assert set(model.sessions) == {"model", "targets"}
         made: list[str] = []
+
+        def use(name: str) -> AbstractContextManager[None]:
+            return model.derived(name, "features", lambda path: made.append(name) or path.read_bytes())  # type: ignore[func-returns-value]
+
         for name in ("first", *map(str, range(DERIVED - 1)), "first", "one more"):
-            model.derive(name, "features", lambda path, name=name: made.append(name) or path.read_bytes())  # type: ignore[misc]
+            with use(name):
+                pass
         assert made == ["first", *map(str, range(DERIVED - 1)), "one more"]
         assert set(model.sessions) == {"model", "targets", "first", "one more", *map(str, range(1, DERIVED - 1))}
-        outputs = model.run(x, Timing(), "first")
+        with use("1"):  # a long painting, and others beside it
+            for name in map(str, range(2, DERIVED + 5)):
+                with use(name):
+                    pass
+            assert model.run(x, Timing(), "1")["features/conv6"].shape == (1, 512, 2, 1)
+        assert len(model.sessions) == 2 + DERIVED
+        with use("first"):
+            outputs = model.run(x, Timing(), "first")
         assert outputs["features/conv6"].shape == (1, 512, 2, 1)
         assert np.array_equal(outputs["features/conv4"], model.run(x, Timing(), "targets")["features/conv4"])
 

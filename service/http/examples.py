@@ -147,7 +147,7 @@ _JOB: dict[str, Any] = {
     "iteration": 120,
     "iterations": 500,
     "size": {"width": 512, "height": 384},
-    "losses": {"content": 41.2, "style": 87.5, "variation": 3.1, "total": 131.8},
+    "losses": {"content": 0.41, "style": 0.087, "variation": 0.0031, "total": 0.876},
     "seconds_left": 38.0,
     "seconds": 12.04,
     "created": "2026-03-01T09:30:00.250000Z",

@@ -31,6 +31,7 @@ from service.http.routes import Endpoint
 logger = logging.getLogger("service.http")
 Explain = Callable[[VisionError, Scope], Response]
 LONGEST_LINE = 2**18  # bytes: of all headers together at most 2**16 arrive
+MOST_DIGITS = 9  # of a worker's number: of thousands of them int() makes none
 CLOSING_SECONDS = 1.0  # for answers that are on their way to siblings
 PASSED_ON = ("method", "path", "root_path")
 
@@ -61,7 +62,8 @@ class Siblings:
     def _place(self, identity: str) -> Path | None:
         """The socket of the worker that has the job; None where that is this one."""
         number = identity.partition(".")[0]
-        if self._folder is None or not (number.isascii() and number.isdigit()) or int(number) == self._number:
+        numbered = number.isascii() and number.isdigit() and len(number) <= MOST_DIGITS
+        if self._folder is None or not numbered or int(number) == self._number:
             return None
         return self._folder / f"{int(number)}.sock"
 
@@ -154,7 +156,10 @@ async def _ask(place: Path, request: Request) -> Response:
 
 
 async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, router: Router, explain: Explain) -> None:
-    scope = _scope(json.loads(await reader.readline()))
+    line = await reader.readline()
+    if not line:  # whoever would ask has gone
+        return
+    scope = _scope(json.loads(line))
     begun = False
 
     async def receive() -> Message:

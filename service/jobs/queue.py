@@ -162,10 +162,12 @@ class Jobs:
     def _next(self) -> Job | None:
         """The job that has waited longest; None after close(). Meanwhile what has ended is forgotten in time."""
         with self._changed:
+            due = self._forget()
             while not self._waiting:
                 if self._closed:
                     return None
-                self._changed.wait(self._forget())
+                self._changed.wait(due)
+                due = self._forget()
             self._busy += 1
             return self._waiting.popleft()
 

@@ -21,7 +21,7 @@ Maps = NDArray[np.float32]
 SHARE = 0.2
 """Of the strongest, from which on a place belongs to the region that is boxed: benchmarks/pointing.py --shares measures it."""
 WINDOWS_PIXELS = 2**20
-"""Network pixels that windows slide over: larger photos are scaled down to that."""
+"""Network pixels that windows slide over, with what a narrow photo is padded by: larger photos are scaled down to that."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,10 @@ def heat(class_id: int, label: str, confidence: float, grid: Maps, view: Edges, 
 
 
 def window_scale(height: int, width: int, size: int) -> float:
-    """Network pixels for each pixel of a photo of height x width: 1, more where it is smaller than a window, less where it is
-    larger than WINDOWS_PIXELS, which comes first for a photo that is both."""
-    return min(max(1.0, size / min(height, width)), math.sqrt(WINDOWS_PIXELS / (height * width)))
+    """Network pixels for each pixel of a photo of height x width: 1, more where it is smaller than a window, less where it, or a
+    strip of its length and a window's breadth, is larger than WINDOWS_PIXELS, which comes first for a photo that is both."""
+    most = min(math.sqrt(WINDOWS_PIXELS / (height * width)), WINDOWS_PIXELS / (size * max(height, width)))
+    return min(max(1.0, size / min(height, width)), most)
 
 
 def canvas(pixels: Pixels, grid: Grid, wanted: InputContract, size: int, stride: int) -> tuple[Pixels, Placement]:
@@ -66,7 +67,7 @@ def canvas(pixels: Pixels, grid: Grid, wanted: InputContract, size: int, stride:
 
     The padding has the mean colour, which is 0 behind the graph's entrance: what the network's own padding is.
     """
-    red, green, blue = (round(value) for value in wanted.mean)
+    red, green, blue = (min(max(round(value), 0), 255) for value in wanted.mean)
     scale = window_scale(grid.height, grid.width, size)
     return spread(
         pixels,
@@ -102,4 +103,5 @@ def windows(maps: Maps, cells: int, placement: Placement, view: Edges) -> Seen:
     classes = logits.argmax(axis=0)
     highest = logits.max(axis=0)
     confidences = 1 / np.exp(logits - highest).sum(axis=0)
-    return Seen(classes, confidences, (placement.scale_x + placement.scale_y) / 2, view)
+    scale = placement.scale_x if maps.shape[2] >= maps.shape[1] else placement.scale_y  # rounded sides weigh less on the longer one
+    return Seen(classes, confidences, scale, view)

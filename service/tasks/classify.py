@@ -63,7 +63,9 @@ class Windows(BaseModel):
     class_ids: list[list[int]] = Field(description="the most probable class of each window")
     confidences: list[list[float]] = Field(description="its probability, 0 to 1")
     labels: dict[str, str] = Field(description="the classes that were found, the one of the most confident window first")
-    view: Box = Field(description="what the windows lie in; right and below it may reach beyond the photo, by less than a stride")
+    view: Box = Field(
+        description="what the windows lie in; right and below it may reach beyond the photo, by less than a stride or to a window"
+    )
 
 
 class Prediction(BaseModel):

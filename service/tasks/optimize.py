@@ -9,6 +9,7 @@ luminance only: Gatys, Bethge, Hertzmann and Shechtman, "Preserving color in neu
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -80,8 +81,8 @@ class Step:
 class Painter(Model, Protocol):
     """A loaded model of the task "paint"."""
 
-    def derive(self, name: str, source: str, make: Callable[[Path], bytes]) -> None:
-        """Have a graph `name` for run(), made of the file of the built graph `source`; those not used for long are forgotten."""
+    def derived(self, name: str, source: str, make: Callable[[Path], bytes]) -> AbstractContextManager[None]:
+        """Have a graph `name` for run() inside, made of the file of the built graph `source`."""
         ...
 
 
@@ -126,6 +127,13 @@ def check(content: Pixels, style: Pixels, options: OptimizeOptions, spec: ModelS
         raise ImageTooSmall(f"the style picture is {width} x {height} pixels; each side needs at least {LEAST_SIDE}")
 
 
+def reduced(content: Pixels, style: Pixels, options: OptimizeOptions) -> tuple[Pixels, Pixels]:
+    """Both pictures as large as the painting can need them, the style at twice its sides: what is held on to for minutes."""
+    photo = shrink(content, options.max_side)
+    height, width = photo.shape[:2]
+    return photo, style_at(style, (2 * height, 2 * width))
+
+
 def optimize(content: Pixels, style: Pixels, options: OptimizeOptions, painter: Painter) -> Iterator[Step]:
     """Paint `content` [h, w, 3] in the style of `style`, iteration by iteration; the last step's picture is the result.
 
@@ -135,8 +143,14 @@ def optimize(content: Pixels, style: Pixels, options: OptimizeOptions, painter: 
     """
     check(content, style, options, painter.spec)
     layers = pick_layers(painter.spec, options)
-    graphs = _graphs(layers, painter)
-    photo = shrink(content, options.max_side)
+    photo, style = reduced(content, style, options)
+    with _graphs(layers, painter) as graphs:
+        yield from _paint(photo, style, options, layers, graphs, painter)
+
+
+def _paint(
+    photo: Pixels, style: Pixels, options: OptimizeOptions, layers: Layers, graphs: "Graphs", painter: Painter
+) -> Iterator[Step]:
     looks = (_grey(photo), _toned(_grey(style), _grey(photo))) if options.preserve_color else (photo, style)
     height, width = photo.shape[:2]
     sizes = scales(height, width) if options.multi_scale else [(height, width)]
@@ -239,17 +253,21 @@ class Graphs:
     targets: str = "targets"
 
 
-def _graphs(layers: Layers, painter: Painter) -> Graphs:
+@contextmanager
+def _graphs(layers: Layers, painter: Painter) -> Iterator[Graphs]:
     """The built graphs where the layers are the model's own, else graphs made of its features now, or not long ago."""
     own = painter.spec.layers
     assert own is not None
     if layers == Layers(own.content, own.style):
-        return Graphs()
+        yield Graphs()
+        return
     named = f"{','.join(layers.content)} {','.join(layers.style)}"
     graphs = Graphs(f"model {named}", f"targets {named}")
-    for name in (graphs.losses, graphs.targets):
-        painter.derive(name, "features", partial(_make, name.partition(" ")[0], layers))
-    return graphs
+    with (
+        painter.derived(graphs.losses, "features", partial(_make, "model", layers)),
+        painter.derived(graphs.targets, "features", partial(_make, "targets", layers)),
+    ):
+        yield graphs
 
 
 def _make(kind: str, layers: Layers, features: Path) -> bytes:
@@ -301,4 +319,5 @@ def _grey(pixels: Pixels) -> Pixels:
 def _toned(style: Pixels, photo: Pixels) -> Pixels:
     """A grey style picture with the mean and spread of a grey photo, so that its own light and dark are no part of the style."""
     spread = float(photo.std()) / max(float(style.std()), 1.0)
-    return np.asarray(np.clip((style - style.mean()) * spread + photo.mean(), *RANGE), np.uint8)
+    middle, wanted = np.float32(style.mean()), np.float32(photo.mean())
+    return np.asarray(np.clip((style - middle) * np.float32(spread) + wanted, *RANGE), np.uint8)

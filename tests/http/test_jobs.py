@@ -3,9 +3,11 @@
 import base64
 import io
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +15,10 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from service.http.app import create_app
-from service.http.examples import TINY_PNG
+from service.http.examples import ANSWERS, TINY_PNG
 from service.http.jobcards import Job as Card
 from service.jobs import Job, View
+from service.tasks.optimize import OptimizeOptions
 
 FIELDS = (
     "id",
@@ -91,6 +94,15 @@ def test_a_job_is_begun_and_told_and_its_picture_fetched(
     assert picture.headers["x-model"] == job["model"]["name"]
     assert (picture.headers["x-image-width"], picture.headers["vary"]) == ("640", "Accept")
     assert Image.open(io.BytesIO(picture.content)).size == (640, 480)
+
+
+def test_examples_of_losses_add_up_by_the_usual_weights() -> None:
+    told = (Path(__file__).parents[2] / "docs" / "jobs.md").read_text(encoding="utf-8")
+    (written,) = re.findall(r'"losses": (\{[^}]+\})', told)
+    usual = OptimizeOptions()
+    weights = {"content": usual.content_weight, "style": usual.style_weight, "variation": usual.tv_weight}
+    for losses in (ANSWERS["GET /jobs/{id}"]["losses"], json.loads(written)):
+        assert losses["total"] == pytest.approx(sum(weight * losses[name] for name, weight in weights.items()))
 
 
 def test_json_with_base64_begins_a_job_too(client: TestClient) -> None:

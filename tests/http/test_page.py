@@ -3,13 +3,14 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from starlette.testclient import TestClient
 
 from service.http import page
 from service.http.page import FOLDER, POLICY, load
+from service.repository.spec import Task
 
 HTML = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 FILES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*") if path.is_file())
@@ -45,6 +46,11 @@ def test_every_module_that_a_module_imports_is_there() -> None:
         text = (FOLDER / name).read_text(encoding="utf-8")
         for imported in re.findall(r'(?:from|import\()\s*"(\.[^"]+)"', text):
             assert ((FOLDER / name).parent / imported).is_file(), f"{name} imports {imported}"
+
+
+def test_models_of_every_task_are_listed() -> None:
+    (titles,) = re.findall(r"const TASKS = \{(.+?)\};", (FOLDER / "views" / "models.js").read_text(encoding="utf-8"), re.DOTALL)
+    assert re.findall(r'"?([\w-]+)"?: "', titles) == list(get_args(Task))
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".js")])

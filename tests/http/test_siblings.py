@@ -95,7 +95,11 @@ def test_errors_are_those_of_the_owner(make: Any, jpeg: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "identity", ["7.h3Jx0ZbqS8mP1vY7tKc2wA", "0.h3Jx0ZbqS8mP1vY7tKc2wA", "..%2F0.x", "h3Jx0ZbqS8mP1vY7tKc2wA", "٣.x"]
+    "identity",
+    [
+        *("7.h3Jx0ZbqS8mP1vY7tKc2wA", "0.h3Jx0ZbqS8mP1vY7tKc2wA", "..%2F0.x", "h3Jx0ZbqS8mP1vY7tKc2wA", "٣.x"),
+        pytest.param("7" * 5000, id="more digits than int() takes"),
+    ],
 )
 def test_ids_that_nobody_has_given_are_unknown(make: Any, identity: str) -> None:
     from urllib.parse import quote

@@ -270,7 +270,7 @@ STREAM = ": still here\r\n\r\n" + "".join(
 )
 
 
-def set_up_painting(visitor: Any, photo_path: Photo, stream: str) -> Any:
+def set_up_painting(visitor: Any, photo_path: Photo, stream: str, *, begin: bool = True) -> Any:
     """The view with both pictures chosen and a service that paints `stream`."""
     visitor.page.route(
         "**/stylize/optimize",
@@ -284,7 +284,8 @@ def set_up_painting(visitor: Any, photo_path: Photo, stream: str) -> Any:
     assert start.is_disabled()
     visitor.put(photo_path("chelsea"))
     visitor.put(photo_path("coffee"), 1)
-    start.click()
+    if begin:
+        start.click()
     return view
 
 
@@ -324,6 +325,18 @@ def test_a_painting_can_be_cancelled(visit: Visit, photo_path: Photo) -> None:
     assert asked[-1] == "DELETE"
     view.get_by_role("button", name="Paint another").click()
     assert view.get_by_role("button", name="Start painting").is_enabled()
+
+
+def test_a_painting_goes_on_while_too_many_watch_it(visit: Visit, photo_path: Photo) -> None:
+    visitor = visit()
+    visitor.expected = ("503",)
+    end = f"event: end\ndata: {json.dumps(job('done', 40, size=LARGE))}\n\n"
+    view = set_up_painting(visitor, photo_path, STREAM + end, begin=False)
+    full = {"type": "/problems/queue_full", "title": "Too many", "status": 503, "detail": "64 watch it", "code": "queue_full"}
+    visitor.page.route("**/jobs/j1/events", lambda route: answer(route, full, 503, **{"Retry-After": "1"}), times=1)
+    view.get_by_role("button", name="Start painting").click()
+    view.get_by_text("The server is busy").wait_for()
+    view.get_by_text("Done: 40 steps").wait_for()
 
 
 def test_a_painting_that_fails_says_why(visit: Visit, photo_path: Photo) -> None:

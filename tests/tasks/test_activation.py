@@ -36,10 +36,11 @@ def test_photos_keep_their_size_where_they_can(height: int, width: int, scale: f
     assert window_scale(height, width, 224) == pytest.approx(scale)
 
 
-def test_the_limit_comes_before_the_window() -> None:
-    scale = window_scale(20, 16_000, 224)
-    assert scale < 224 / 20
-    assert (scale**2) * 20 * 16_000 == pytest.approx(WINDOWS_PIXELS)
+@pytest.mark.parametrize(("height", "width"), [(20, 16_000), (16_384, 8), (400, 16_000), (4000, 4000)])
+def test_the_limit_comes_before_the_window_and_counts_the_padding(height: int, width: int) -> None:
+    photo = np.zeros((height, width, 3), np.uint8)
+    large, _ = canvas(photo, Grid.of(photo), WANTED, 224, 32)
+    assert 0.9 * WINDOWS_PIXELS < large.shape[0] * large.shape[1] < 1.1 * WINDOWS_PIXELS
 
 
 def test_a_photo_lies_in_the_corner_and_the_rest_has_the_mean_colour() -> None:
@@ -50,6 +51,23 @@ def test_a_photo_lies_in_the_corner_and_the_rest_has_the_mean_colour() -> None:
     assert (large[250:] == (124, 116, 104)).all()
     assert (large[:, 300:] == (124, 116, 104)).all()
     assert view_of(placement, 256, 320) == (0, 0, 320, 256)
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 16_384), (16_384, 8), (333, 501), (40, 900)])
+def test_the_last_window_ends_where_the_view_does(height: int, width: int) -> None:
+    photo = np.zeros((height, width, 3), np.uint8)
+    large, placement = canvas(photo, Grid.of(photo), WANTED, 224, 32)
+    view = view_of(placement, *large.shape[:2])
+    maps = np.zeros((1, large.shape[0] // 32, large.shape[1] // 32), np.float32)
+    seen = windows(maps, 7, placement, view)
+    ends = [((count - 1) * 32 + 224) / seen.scale for count in seen.classes.shape]
+    assert max(ends) == pytest.approx(max(view[2:]), abs=0.5 / seen.scale)
+
+
+def test_a_mean_that_is_no_colour_is_the_nearest() -> None:
+    photo = np.zeros((250, 300, 3), np.uint8)
+    large, _ = canvas(photo, Grid.of(photo), WANTED.model_copy(update={"mean": (-1.0, 128.0, 300.0)}), 224, 32)
+    assert large[-1, -1].tolist() == [0, 128, 255]
 
 
 def test_a_strip_is_padded_to_a_whole_window() -> None:

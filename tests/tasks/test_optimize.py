@@ -1,7 +1,9 @@
 """Painting by optimisation on a tiny random backbone: losses that fall, scales, seeds, colours, cancelling, and bad options."""
 
 import threading
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -58,9 +60,11 @@ class Painter:
         self.runs.append(graph)
         return self.sessions[graph].run(feeds)
 
-    def derive(self, name: str, source: str, make: Callable[[Path], bytes]) -> None:
+    @contextmanager
+    def derived(self, name: str, source: str, make: Callable[[Path], bytes]) -> Iterator[None]:
         if name not in self.sessions:
             self.sessions[name] = OrtSession(make(self.folder / f"{source}.onnx"), Choice(CPU))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -303,6 +307,22 @@ def test_the_engine_paints_and_names_the_model_once_it_is_loaded(engine: Engine,
     next(cancelled)
     cancelled.close()
     assert list(cancelled) == []
+
+
+def test_a_painting_holds_and_works_on_no_more_of_large_pictures_than_it_needs(engine: Engine, photo: Photo) -> None:
+    large = cv2.imencode(".jpg", cv2.resize(photo("china"), (2400, 1600)))[1].tobytes()
+    options = OptimizeOptions(iterations=1, max_side=64, preserve_color=True, model="yolov3-tiny-features")
+    list(engine.optimize(large, large, options))  # the model is loaded
+    tracemalloc.start()
+    try:
+        painting = engine.optimize(large, large, options)
+        assert tracemalloc.get_traced_memory()[0] < 2**20, "of 11 MiB each"
+        tracemalloc.reset_peak()
+        next(painting)
+        assert tracemalloc.get_traced_memory()[1] < 16 * 2**20
+    finally:
+        tracemalloc.stop()
+    painting.close()
 
 
 def test_the_engine_refuses_before_it_paints(engine: Engine, content: Pixels, style: Pixels) -> None:

@@ -149,13 +149,16 @@ export function painting({ stage, wipe, receipt, style }) {
         update(data);
       } catch (error) {
         if (aborted(error)) return;
-        if (error.code !== "network" || tries > 5) {
+        const busy = error.status === 503;
+        if (!(busy || error.code === "network") || tries > 5) {
           request.say(error);
           job = { ...job, state: "failed" };
           break;
         }
-        told.textContent = "The connection broke; taking it up again…";
-        await pause(REJOIN);
+        told.textContent = busy
+          ? "The server is busy; it paints on, and is asked again…"
+          : "The connection broke; taking it up again…";
+        await pause(busy ? 1000 * (error.retryAfter ?? 2) : REJOIN);
       }
     }
     if (job?.id === mine.id && !signal.aborted) await ended();
@@ -183,7 +186,7 @@ export function painting({ stage, wipe, receipt, style }) {
         request.say(error);
       }
       hang();
-      told.textContent = `Done: ${job.iterations} steps in ${seconds(job.seconds)}.`;
+      told.textContent = `Done: ${job.iteration} steps in ${seconds(job.seconds)}.`;
       bar.value = 1;
       announce("The painting is done");
     } else if (job.state === "cancelled") {
