@@ -67,7 +67,7 @@ export function make() {
       model.classes ? ["Classes", String(model.classes)] : null,
       [
         "Licence",
-        licence.url
+        /^https?:/.test(licence.url)
           ? h("a", { href: licence.url, rel: "noreferrer noopener", target: "_blank", text: licence.spdx })
           : licence.spdx,
       ],
