@@ -40,7 +40,7 @@ def test_a_file_that_is_no_picture_is_told_with_detail_and_remedy(visit: Visit, 
     assert "The file is not an image that can be read" in told
     assert "The bytes are not a picture that can be read" in told
     assert "Send a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF file." in told
-    assert view.get_by_text("This browser cannot show the format").is_visible()
+    view.get_by_text("This browser cannot show the format").wait_for()
 
 
 def test_a_busy_service_is_asked_again_when_it_says_so(visit: Visit, photo_path: Photo) -> None:
@@ -51,8 +51,9 @@ def test_a_busy_service_is_asked_again_when_it_says_so(visit: Visit, photo_path:
     visitor.put(photo_path("chelsea"))
     notice = view.locator(".notice.calm")
     notice.wait_for()
-    assert "Too many requests are waiting" in notice.inner_text()
-    assert "Trying again in 1 s." in notice.inner_text()
+    told = notice.inner_text()
+    assert "Too many requests are waiting" in told
+    assert "Trying again in 1 s." in told
     assert view.get_by_role("alert").count() == 0
     view.locator(".bars .row-button").first.wait_for()
     assert notice.count() == 0
@@ -90,7 +91,7 @@ def test_what_takes_long_can_be_cancelled_and_run_again(visit: Visit, photo_path
     visitor.put(photo_path("chelsea"))
     view.get_by_role("button", name="Cancel").click()
     view.get_by_text("Cancelled.").wait_for()
-    assert view.locator(".busy").is_hidden()
+    view.locator(".busy").wait_for(state="hidden")
     visitor.page.unroute("**/classify")
     view.get_by_role("button", name="Run it again").click()
     view.locator(".bars .row-button").first.wait_for()
@@ -306,7 +307,7 @@ def test_a_painting_grows_with_its_losses_and_can_be_saved(visit: Visit, photo_p
     assert saved.value.suggested_filename == "chelsea-painted.png"
     visitor.page.get_by_role("link", name="Detect").click()
     visitor.page.get_by_role("link", name="Stylize").click()
-    assert view.get_by_text("Done: 40 steps").is_visible()
+    view.get_by_text("Done: 40 steps").wait_for()
 
 
 def test_a_painting_can_be_cancelled(visit: Visit, photo_path: Photo) -> None:

@@ -24,7 +24,7 @@ def test_a_cat_is_a_cat_and_the_photo_is_kept_in_the_next_view(visit: Visit, pho
     view.locator(".bars .row-button").first.wait_for()
     assert "cat" in view.locator(".bars .label").first.inner_text()
     assert view.locator(".bars li").count() == 5
-    assert view.get_by_text("451 \u00d7 300 · ").is_visible()
+    view.get_by_text("451 \u00d7 300 · ").wait_for()
     assert re.search(r"efficientnet-lite0 · float32 · CPU", view.locator(".receipt").inner_text())
     assert re.search(r"[\d.]+ m?s on the server", view.locator(".legend").inner_text())
     command = view.locator(".shell code").inner_text()
@@ -49,7 +49,7 @@ def test_it_is_shown_where_the_network_looked(visit: Visit, here: str, photo_pat
     view.locator(".window-said").wait_for()
     windows = httpx2.post(f"{here}classify", files={"image": photo_path("chelsea").read_bytes()}, data={"sliding_window": "true"})
     rows, columns = windows.json()["windows"]["rows"], windows.json()["windows"]["columns"]
-    assert view.get_by_text(f"{rows * columns} positions of a window of 224 pixels").is_visible()
+    view.get_by_text(f"{rows * columns} positions of a window of 224 pixels").wait_for()
     assert view.locator(".positions").evaluate("(canvas) => [canvas.height, canvas.width]") == [rows, columns]
 
 
